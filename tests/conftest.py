@@ -1,0 +1,113 @@
+"""Shared set-up: ComfyUI on the path, the pack as ComfyUI loads it, and a running server.
+
+Tests import the method as `ld3...` and `demo...`; nodes come from the `pack_nodes` fixture, because
+`import nodes` would find ComfyUI's module of that name. The pack's modules are loaded under the
+pack's own name there, so its classes are not the ones that `import ld3` gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts import comfyui_source  # noqa: E402
+from scripts.comfyui_server import ComfyServer  # noqa: E402
+
+COMFYUI = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--comfyui",
+        metavar="DIR",
+        help="ComfyUI's source folder (write --comfyui=DIR); by default the environment variable "
+        "LD3_COMFYUI, or else a fetched ComfyUI " + comfyui_source.DEFAULT_VERSION,
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = config.getoption("--comfyui") or os.environ.get("LD3_COMFYUI")
+    try:
+        comfyui = comfyui_source.require_checkout(folder) if folder else comfyui_source.fetch()
+    except comfyui_source.SourceError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[COMFYUI] = comfyui
+    _put_on_path(comfyui)
+    _parse_comfyui_options()
+
+    import torch
+
+    # More threads do not make the small test models faster.
+    torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    comfyui = config.stash[COMFYUI]
+    return f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}"
+
+
+def _put_on_path(comfyui: Path) -> None:
+    """ComfyUI first: its own modules import `nodes` and `utils`, which must be ComfyUI's."""
+    ours = {str(ROOT), str(comfyui), ""}
+    sys.path[:] = [str(comfyui), str(ROOT), *(path for path in sys.path if path not in ours)]
+
+
+def _parse_comfyui_options() -> None:
+    """ComfyUI reads its options from sys.argv, once, when comfy is first imported."""
+    ours = sys.argv
+    sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention"]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401
+    finally:
+        sys.argv = ours
+
+
+@pytest.fixture(scope="session")
+def comfyui_root(pytestconfig: pytest.Config) -> Path:
+    """The folder of ComfyUI's source."""
+    return pytestconfig.stash[COMFYUI]
+
+
+@pytest.fixture(scope="session")
+def pack() -> ModuleType:
+    """The pack, loaded the way ComfyUI 0.30.0 does (nodes.py, load_custom_node)."""
+    name = str(ROOT).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def pack_nodes(pack: ModuleType) -> dict[str, type]:
+    """The pack's node classes by node_id."""
+
+    async def node_list() -> list[type]:
+        extension = await pack.comfy_entrypoint()
+        return await extension.get_node_list()
+
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(node_list())}
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A real ComfyUI server that has this working tree in custom_nodes."""
+    with ComfyServer(comfyui_root, tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
