@@ -1,0 +1,178 @@
+"""Development commands: `nox -s tests`, `nox -s demo`, `nox -s bench -- NAME`, `nox -s lint`.
+
+The first three share one environment (torch alone is several GB) and one ComfyUI. After `--`,
+`--comfyui DIR` uses a ComfyUI folder of your own and `--comfyui-version V` another pinned version;
+everything else goes to pytest, `scripts/demo.py` or `python -m benchmarks`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from scripts import comfyui_source  # noqa: E402
+
+nox.options.sessions = ["tests"]
+
+# The newest torch does not fit the newest torchaudio, hence a matched set.
+TORCH = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0"]
+LINT_TOOLS = ["ruff==0.17.5", "comfy-cli==1.23.0"]
+TEST_TOOLS = [
+    "pytest==9.2.0",
+    "pytest-timeout==2.4.0",
+    "hypothesis==6.170.15",
+    "scipy==1.17.1",
+    "scikit-learn==1.9.1",
+    "matplotlib==3.11.2",
+    "playwright==1.65.2",
+]
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the tests, against a real ComfyUI server where they need one."""
+    comfyui, environment, arguments = comfyui_session(session)
+    run(session, environment, "pytest", *arguments, LD3_COMFYUI=str(comfyui))
+
+
+@nox.session(venv_backend="none")
+def demo(session: nox.Session) -> None:
+    """Learn a schedule for the bundled model inside a real ComfyUI; write output/demo/."""
+    comfyui, environment, arguments = comfyui_session(session)
+    script = str(ROOT / "scripts" / "demo.py")
+    session.run(environment.python, script, "--comfyui", str(comfyui), *arguments, external=True)
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Run one benchmark: nox -s bench -- NAME --json FILE."""
+    comfyui, environment, arguments = comfyui_session(session)
+    run(session, environment, "benchmarks", "--comfyui", str(comfyui), *arguments)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and what the Comfy registry asks of a pack."""
+    environment = Environment(session, "lint")
+    environment.install(LINT_TOOLS)
+    run(session, environment, "ruff", "check", ".")
+    run(session, environment, "ruff", "format", "--check", ".")
+    # comfy-cli asks for consent to tracking when it is first started in a terminal.
+    run(session, environment, "comfy_cli", "node", "validate", DO_NOT_TRACK="1")
+
+
+def run(session: nox.Session, environment: Environment, module: str, *args: str, **env: str):
+    """Run `python -m module` with the environment's interpreter."""
+    session.run(environment.python, "-m", module, *args, env=env, external=True)
+
+
+def comfyui_session(session: nox.Session) -> tuple[Path, Environment, list[str]]:
+    """Return the ComfyUI to use, the ready environment, and the arguments that are left."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--comfyui")
+    parser.add_argument("--comfyui-version", default=comfyui_source.DEFAULT_VERSION)
+    parser.error = session.error  # type: ignore[method-assign]
+    options, arguments = parser.parse_known_args(session.posargs)
+
+    environment = Environment(session, "comfyui")
+    try:
+        if options.comfyui:
+            comfyui = comfyui_source.require_checkout(options.comfyui)
+        else:
+            environment.create()
+            comfyui = comfyui_source.fetch(options.comfyui_version, python=environment.python)
+    except comfyui_source.SourceError as error:
+        session.error(str(error))
+    session.log(f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}")
+    requirement_files = [comfyui / "requirements.txt", ROOT / "requirements.txt"]
+    environment.install([*TORCH, *TEST_TOOLS, *LINT_TOOLS], requirement_files)
+    return comfyui, environment, arguments
+
+
+class Environment:
+    """A virtual environment below .nox/ that is reused until its requirements change.
+
+    nox itself makes one environment a session; several sessions share this one.
+    """
+
+    def __init__(self, session: nox.Session, name: str) -> None:
+        self.session = session
+        self.folder = ROOT / ".nox" / name
+        scripts = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+        self.python = str(self.folder / scripts)
+        self.stamp = self.folder / "installed.json"
+        self.log = ROOT / ".nox" / f"{name}-install.log"
+
+    def create(self) -> None:
+        """Make the environment, anew if another Python made it."""
+        if sys.version_info < (3, 11):
+            self.session.error(
+                f"Python 3.11 or newer is needed, but nox runs on {sys.version.split()[0]}: "
+                "install nox with a newer Python"
+            )
+        made_by = self.folder / "made_by.txt"
+        if made_by.is_file() and made_by.read_text() == sys.version and Path(self.python).exists():
+            return
+        self.folder.parent.mkdir(exist_ok=True)
+        self.log.unlink(missing_ok=True)
+        self._logged([sys.executable, "-m", "virtualenv", "--clear", str(self.folder)])
+        made_by.write_text(sys.version)
+
+    def install(self, requirements: list[str], files: list[Path] | None = None) -> None:
+        """Install exactly these requirements, unless that was done before."""
+        self.create()
+        texts = [file.read_text(encoding="utf-8") for file in files or []]
+        wanted = json.dumps([requirements, texts])
+        digest = hashlib.sha256(wanted.encode()).hexdigest()
+        if self.stamp.is_file() and self.stamp.read_text() == digest:
+            return
+        self.stamp.unlink(missing_ok=True)
+        self.session.log(f"installing into {self.folder} (the first time: minutes); log {self.log}")
+        command = [self.python, "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+        command += requirements
+        for file in files or []:
+            command += ["--requirement", str(file)]
+        self._logged(command)
+        # Written last, so that an interrupted installation is taken up again.
+        self.stamp.write_text(digest)
+
+    def _logged(self, command: list[str]) -> None:
+        """Run a command quietly; a failure is one line, the rest is in the log."""
+        last = ""
+        with (
+            self.log.open("a", encoding="utf-8") as log,
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    log.write(line)
+                    line = line.strip()
+                    if line.startswith(("Downloading ", "Installing collected")):
+                        self.session.log(line[:100])
+                    if line.startswith(("ERROR", "error")) or not last.startswith("ERROR"):
+                        last = line or last
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
+            self.session.error(
+                f"cannot set up {self.folder} ({last[:200]}): check the network and the free disk "
+                f"space, then run the same command again; log {self.log}"
+            )
