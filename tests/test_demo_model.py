@@ -1,0 +1,197 @@
+"""The bundled demo model: a genuine ComfyUI model, with trained weights and named unknown words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from safetensors import safe_open
+
+from demo import model as demo_model
+
+VOCABULARY = ["apple", "face", "grinning", "heart", "red", "shaped"]
+
+
+@pytest.fixture(scope="module")
+def model() -> comfy.model_patcher.ModelPatcher:
+    return demo_model.load_demo_model()
+
+
+def sample(model: Any, prompt: str, cfg: float = 1.0, steps: int = 10, batch: int = 1) -> Any:
+    positive, _ = demo_model.encode_prompt(prompt)
+    negative, _ = demo_model.encode_prompt("")
+    latent = demo_model.empty_latent(batch)["samples"]
+    noise = comfy.sample.prepare_noise(latent, 3)
+    return comfy.sample.sample(
+        model, noise, steps, cfg, "dpmpp_2m", "karras", positive, negative, latent,
+        disable_pbar=True, seed=3,
+    )  # fmt: skip
+
+
+def denoise(model: Any, x: torch.Tensor, sigma: float, prompts: list[str]) -> torch.Tensor:
+    contexts = [demo_model.encode_prompt(prompt)[0][0][0] for prompt in prompts]
+    with torch.no_grad():
+        return model.model.apply_model(
+            x, torch.full((len(x),), sigma), c_crossattn=torch.cat(contexts)
+        )
+
+
+def test_words_are_split_at_everything_but_letters_and_digits() -> None:
+    assert demo_model.words_of("Heart-shaped, RED; 'apple'") == ["heart", "shaped", "red", "apple"]
+
+
+def test_unknown_words_are_named_once_and_left_out() -> None:
+    ids, unknown = demo_model.token_ids("purple grinning face, purple xyzzy", VOCABULARY)
+    assert unknown == ["purple", "xyzzy"]
+    assert ids == [3, 2] + [0] * (demo_model.TOKENS - 2)
+
+
+def test_words_after_the_last_token_are_ignored() -> None:
+    ids, unknown = demo_model.token_ids("face " * 40, VOCABULARY)
+    assert ids == [2] * demo_model.TOKENS
+    assert unknown == []
+
+
+def test_empty_prompt_is_all_null_tokens() -> None:
+    [[context, _]], unknown = demo_model.encode_prompt("")
+    assert context.shape == (1, demo_model.TOKENS, demo_model.CONTEXT_DIM)
+    assert unknown == []
+    with safe_open(demo_model.WEIGHTS, framework="pt") as file:
+        null = file.get_tensor(demo_model.WORDS_KEY)[0].float()
+    assert torch.equal(context[0], null.expand_as(context[0]))
+
+
+def test_a_prompt_of_unknown_words_equals_the_empty_prompt() -> None:
+    unknown_only, words = demo_model.encode_prompt("xyzzy")
+    assert words == ["xyzzy"]
+    assert torch.equal(unknown_only[0][0], demo_model.encode_prompt("")[0][0][0])
+
+
+def test_vocabulary_and_word_table_agree() -> None:
+    with safe_open(demo_model.WEIGHTS, framework="pt") as file:
+        vocabulary = json.loads(file.metadata()["vocabulary"])
+        rows = file.get_slice(demo_model.WORDS_KEY).get_shape()
+    assert rows == [1 + len(vocabulary), demo_model.CONTEXT_DIM]
+    assert vocabulary == sorted(set(vocabulary))
+    assert {"grinning", "apple", "cat", "rocket"} <= set(vocabulary)
+
+
+def test_weights_file_is_small() -> None:
+    assert demo_model.WEIGHTS.stat().st_size <= 12e6
+
+
+def test_missing_weights_are_reported_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_model, "WEIGHTS", tmp_path / "absent.safetensors")
+    with pytest.raises(FileNotFoundError, match="Install the pack again"):
+        demo_model.load_demo_model()
+    with pytest.raises(FileNotFoundError, match="absent.safetensors"):
+        demo_model.encode_prompt("red apple")
+
+
+def test_demo_model_is_a_genuine_comfyui_model(model: comfy.model_patcher.ModelPatcher) -> None:
+    assert isinstance(model, comfy.model_patcher.ModelPatcher)
+    assert type(model.model) is comfy.model_base.BaseModel
+    assert model.model.model_type == comfy.model_base.ModelType.EPS
+    sampling = model.get_model_object("model_sampling")
+    assert float(sampling.sigma_min) == pytest.approx(0.0292, rel=1e-2)
+    assert float(sampling.sigma_max) == pytest.approx(14.615, rel=1e-3)
+
+
+def test_group_norms_span_several_channels(model: comfy.model_patcher.ModelPatcher) -> None:
+    norms = [m for m in model.model.diffusion_model.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert norms
+    assert all(norm.num_channels // norm.num_groups >= 8 for norm in norms)
+
+
+def test_foreign_empty_latent_becomes_the_models_size(
+    model: comfy.model_patcher.ModelPatcher,
+) -> None:
+    own = demo_model.empty_latent(2)
+    fixed = comfy.sample.fix_empty_latent_channels(
+        model, own["samples"], own["downscale_ratio_spacial"]
+    )
+    assert fixed.shape == (2, 3, 32, 32)
+    foreign = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 4, 4), 8)
+    assert foreign.shape == (1, 3, 32, 32)
+
+
+def test_denoiser_batches_do_not_mix(model: comfy.model_patcher.ModelPatcher) -> None:
+    x = 2.0 * torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompts = ["red apple", "rocket", ""]
+    together = denoise(model, x, 2.0, prompts)
+    for index, prompt in enumerate(prompts):
+        alone = denoise(model, x[index : index + 1], 2.0, [prompt])
+        torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 14.0])
+def test_demo_model_denoises_better_than_the_mean(
+    model: comfy.model_patcher.ModelPatcher, sigma: float
+) -> None:
+    # What the model samples from nearly no noise is a picture it knows; the blind guess is white.
+    picture = sample(model, "yellow heart", steps=20)
+    noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    noisy = picture + sigma * noise
+    guess = denoise(model, noisy, sigma, ["yellow heart"] * 4)
+    blind = picture.mean(dim=(2, 3), keepdim=True)
+    assert (guess - picture).square().mean() < 0.5 * (blind - picture).square().mean()
+
+
+def test_core_sampler_runs_on_the_demo_model(model: comfy.model_patcher.ModelPatcher) -> None:
+    result = sample(model, "red apple", cfg=4.0, batch=2)
+    assert result.shape == (2, 3, 32, 32)
+    assert torch.isfinite(result).all()
+    # Emoji lie on white: the corners are bright and the middle is not.
+    corners = result[:, :, :2, :2].mean()
+    assert corners > 0.7
+    assert result[:, :, 12:20, 12:20].mean() < corners - 0.3
+
+
+def test_red_apple_is_red_and_green_apple_is_green(
+    model: comfy.model_patcher.ModelPatcher,
+) -> None:
+    for prompt, strong, weak in (("red apple", 0, 1), ("green apple", 1, 0)):
+        middle = sample(model, prompt, cfg=4.0, batch=2)[:, :, 12:22, 12:20].mean(dim=(0, 2, 3))
+        assert middle[strong] > middle[weak] + 0.2, prompt
+
+
+def test_guidance_changes_the_picture(model: comfy.model_patcher.ModelPatcher) -> None:
+    assert (sample(model, "rocket", cfg=4.0) - sample(model, "rocket")).abs().mean() > 0.01
+
+
+def test_pixel_space_vae_maps_latents_to_images() -> None:
+    vae = demo_model.load_demo_vae()
+    latent = torch.full((1, 3, 32, 32), -1.0)
+    latent[:, 0] = 1.0
+    image = vae.decode(latent)
+    assert image.shape == (1, 32, 32, 3)
+    assert torch.allclose(image[..., 0], torch.ones(()))
+    assert torch.allclose(image[..., 1:], torch.zeros(()))
+
+
+def test_demo_nodes_return_what_core_nodes_take(pack_nodes: dict[str, type]) -> None:
+    model, vae, latent = pack_nodes["LD3DemoModel"].execute(batch_size=3).args
+    assert isinstance(model, comfy.model_patcher.ModelPatcher)
+    assert vae.downscale_ratio == 1
+    assert latent["samples"].shape == (3, 3, 32, 32)
+
+
+def test_demo_prompt_node_warns_of_unknown_words(
+    pack_nodes: dict[str, type], caplog: pytest.LogCaptureFixture
+) -> None:
+    output = pack_nodes["LD3DemoPrompt"].execute(text="red xyzzy")
+    assert "xyzzy" in caplog.text
+    assert "xyzzy" in output.ui.as_dict()["text"][0]
+    caplog.clear()
+    output = pack_nodes["LD3DemoPrompt"].execute(text="red apple")
+    assert output.ui is None
+    assert not caplog.records
