@@ -35,6 +35,7 @@ TEST_TOOLS = [
     "scikit-learn==1.9.1",
     "matplotlib==3.11.2",
     "playwright==1.65.2",
+    "nox==2026.10.20",
 ]
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from scripts import comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 COMFYUI = pytest.StashKey[Path]()
 
@@ -111,3 +116,18 @@ def server(comfyui_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A real ComfyUI server that has this working tree in custom_nodes."""
     with ComfyServer(comfyui_root, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium without a window; tests that need it are skipped where it is absent."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root, which containers and CI often are.
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()

@@ -1,0 +1,102 @@
+"""The environments of noxfile.py: built once, kept up to date, honest when they fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NOXFILE = """
+import sys
+from pathlib import Path
+import nox
+sys.path.insert(0, str(Path(__file__).parent))
+import noxfile
+
+@nox.session(venv_backend="none")
+def small(session):
+    environment = noxfile.Environment(session, "small")
+    environment.install(session.posargs)
+    session.run(environment.python, "-c", "import small_package", external=True)
+"""
+
+
+def make_wheel(folder: Path, version: str) -> None:
+    info = f"small_package-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"small_package-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("small_package.py", f"version = {version!r}\n")
+        metadata = f"Metadata-Version: 2.1\nName: small-package\nVersion: {version}\n"
+        wheel.writestr(f"{info}/METADATA", metadata)
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the noxfile with a session whose environment holds one tiny package."""
+    shutil.copy(ROOT / "noxfile.py", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "small.py").write_text(NOXFILE)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for version in ("1.0", "2.0"):
+        make_wheel(wheels, version)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    return tmp_path
+
+
+def nox(project: Path, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "nox", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_environment_is_reused_until_its_requirements_change(project: Path) -> None:
+    def install(requirement: str) -> bool:
+        status, printed = nox(project, "-f", "small.py", "-s", "small", "--", requirement)
+        assert status == 0, printed
+        return "installing into" in printed
+
+    assert install("small-package==1.0")
+    assert not install("small-package==1.0")
+    assert install("small-package==2.0")
+    assert list((project / ".nox" / "small").rglob("small_package-2.0.dist-info"))
+
+
+def test_failed_installation_is_one_line_and_is_taken_up_again(project: Path) -> None:
+    for _ in range(2):
+        status, printed = nox(project, "-f", "small.py", "-s", "small", "--", "small-package==3.0")
+        assert status != 0
+        (line,) = [line for line in printed.splitlines() if "aborted" in line]
+        assert "small-package==3.0" in line and "network" in line
+        assert "Traceback" not in printed
+    status, printed = nox(project, "-f", "small.py", "-s", "small", "--", "small-package==2.0")
+    assert status == 0 and "installing into" in printed, printed
+
+
+@pytest.mark.parametrize("session", ["tests", "demo", "bench"])
+def test_wrong_comfyui_folder_is_one_line(session: str, project: Path) -> None:
+    status, printed = nox(project, "-s", session, "--", "--comfyui", str(project))
+    assert status != 0
+    assert "is not a ComfyUI folder (it has no main.py)" in printed
+    assert len(printed.splitlines()) <= 4, printed
+
+
+def test_missing_network_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "cache"))
+    status, printed = nox(project, "-s", "tests")
+    assert status != 0
+    assert "check the network" in printed and "--comfyui DIR" in printed
+    assert len(printed.splitlines()) <= 4, printed

@@ -1,0 +1,263 @@
+"""Laws of the package: what ships, what may import what, and that a clean ComfyUI takes it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.comfyui_server import PACK_FOLDER, ComfyServer
+
+ROOT = Path(__file__).resolve().parents[1]
+COMFYUI_MODULES = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "nodes"}
+COMFYUI_MODULES |= {"node_helpers", "execution", "server", "latent_preview", "utils"}
+FLAGGED_MODULES = {"pickle", "subprocess", "socket", "requests", "urllib", "http", "aiohttp"}
+FLAGGED_MODULES |= {"marshal", "shelve", "ctypes", "multiprocessing"}
+needs_git = pytest.mark.skipif(
+    not shutil.which("git") or not (ROOT / ".git").exists(), reason="needs git and a git checkout"
+)
+
+
+def working_files() -> list[str]:
+    """Every file of the working tree that git does not ignore, as in the next commit."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def shipped_modules() -> list[Path]:
+    """The Python files a user runs."""
+    folders = [path for name in ("nodes", "ld3", "demo") for path in (ROOT / name).rglob("*.py")]
+    ignored = (ROOT / ".comfyignore").read_text().split()
+    files = [ROOT / "__init__.py", *folders]
+    return sorted(file for file in files if file.relative_to(ROOT).as_posix() not in ignored)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute dotted names of all modules a file imports; the pack's own start with its folder."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            yield ".".join(module)
+            yield from (".".join([*module, alias.name]) for alias in node.names)
+
+
+def declared_nodes() -> dict[str, Path]:
+    """node_id -> file, from the source text, as ComfyUI-Manager's scanner reads it."""
+    found: dict[str, Path] = {}
+    for path in (ROOT / "nodes").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("Schema"):
+                continue
+            for keyword in call.keywords:
+                if keyword.arg == "node_id":
+                    assert isinstance(keyword.value, ast.Constant), f"{name_of(path)}: node_id"
+                    found[keyword.value.value] = path
+    return found
+
+
+def comfy_cli(*arguments: str, folder: Path) -> str:
+    """Run the real comfy-cli, without telemetry, and return what it prints."""
+    environment = {**os.environ, "DO_NOT_TRACK": "1", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "comfy_cli", "--no-json", *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive that `comfy node pack` makes of the working tree as it would be committed."""
+    copy = tmp_path_factory.mktemp("pack")
+    for name in working_files():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=copy, check=True)
+    comfy_cli("node", "pack", folder=copy)
+    return copy / "node.zip"
+
+
+def test_comfy_node_validate_is_clean() -> None:
+    printed = comfy_cli("node", "validate", folder=ROOT)
+    assert "All validation checks passed" in printed
+    assert "warning" not in printed.lower()
+
+
+@needs_git
+def test_archive_holds_what_users_need_and_nothing_else(archive: Path) -> None:
+    names = zipfile.ZipFile(archive).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {"__init__.py", "nodes", "ld3", "demo", "LICENSE", "README.md"} <= tops
+    assert {"pyproject.toml", "requirements.txt", "workflows"} <= tops
+    allowed = {"web", "locales", "schedules", "CHANGELOG.md", "CITATION.cff"}
+    extra = tops - allowed - {"__init__.py", "nodes", "ld3", "demo", "LICENSE", "README.md"}
+    assert extra == {"pyproject.toml", "requirements.txt", "workflows"}
+    assert archive.stat().st_size < 40e6
+
+
+@needs_git
+def test_packed_archive_registers_all_nodes_in_a_clean_comfyui(
+    archive: Path, comfyui_root: Path, tmp_path: Path
+) -> None:
+    zipfile.ZipFile(archive).extractall(tmp_path / "custom_nodes" / PACK_FOLDER)
+    with ComfyServer(comfyui_root, tmp_path, pack=None) as server:
+        assert server.pack_nodes() == set(declared_nodes()), server.log_text()
+
+
+def test_declared_nodes_are_the_ones_the_pack_offers(pack_nodes: dict[str, type]) -> None:
+    assert set(pack_nodes) == set(declared_nodes())
+    assert {"LD3TrainSchedule", "LD3LoadSchedule", "LD3KSampler"} <= set(pack_nodes)
+    assert {"LD3DemoModel", "LD3DemoPrompt"} <= set(pack_nodes)
+
+
+def test_every_input_and_output_has_a_tooltip(pack_nodes: dict[str, type]) -> None:
+    for node_id, node in pack_nodes.items():
+        schema = node.GET_SCHEMA()
+        assert schema.description, f"{node_id} has no description"
+        for part in [*schema.inputs, *schema.outputs]:
+            assert part.tooltip and len(part.tooltip) > 15, f"{node_id}: {part.id} has no tooltip"
+
+
+def test_nodes_subclass_comfynode_directly_with_literal_ids() -> None:
+    """ComfyUI-Manager finds V3 nodes by reading the source, never by running it."""
+    for path in (ROOT / "nodes").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            has_schema = any(
+                isinstance(part, ast.FunctionDef) and part.name == "define_schema"
+                for part in node.body
+            )
+            bases = [ast.unparse(base) for base in node.bases]
+            assert has_schema == (bases == ["io.ComfyNode"]), f"{name_of(path)}: {node.name}"
+    assert declared_nodes(), "no class with a literal node_id below nodes/"
+
+
+def test_only_the_comfy_layer_imports_comfy() -> None:
+    """The demo model is ComfyUI's own UNet, so its loader below demo/ is exempt."""
+    for path in shipped_modules():
+        inside = name_of(path)
+        if inside.startswith(("ld3/comfy/", "demo/")):
+            continue
+        allowed = {"comfy_api"} if inside.startswith("nodes/") or inside == "__init__.py" else set()
+        for module in imports(path):
+            top = module.split(".")[0]
+            # `from . import nodes` in the root means our own folder.
+            own = (ROOT / top).is_dir() and top in {"nodes", "ld3", "demo"}
+            comfyui = top in COMFYUI_MODULES | {"comfy_api"} and not own
+            assert not comfyui or top in allowed, f"{inside} imports {module}"
+
+
+def test_imports_point_from_nodes_to_comfy_layer_to_core() -> None:
+    for path in shipped_modules():
+        inside = name_of(path)
+        for module in imports(path):
+            if inside.startswith("ld3/"):
+                assert not module.startswith(("nodes", "demo")), f"{inside} imports {module}"
+            if inside.startswith("ld3/") and not inside.startswith("ld3/comfy/"):
+                assert not module.startswith("ld3.comfy"), f"{inside} imports {module}"
+            if inside.startswith("demo/"):
+                assert not module.startswith("nodes"), f"{inside} imports {module}"
+
+
+def test_core_imports_without_comfyui() -> None:
+    """`ld3` is usable, and testable, on a machine that has no ComfyUI."""
+    modules = [
+        name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for path in (ROOT / "ld3").rglob("*.py")
+        if "comfy" not in path.relative_to(ROOT).parts
+    ]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "".join(f"import {module}\n" for module in modules)
+    code += "assert not [m for m in sys.modules if m.split('.')[0] in ('comfy', 'comfy_api')]"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_git
+def test_python_files_are_ascii() -> None:
+    for name in working_files():
+        if name.endswith(".py"):
+            content = (ROOT / name).read_bytes()
+            assert content.isascii(), f"{name}: write sigma, ->, ... in ASCII"
+
+
+def test_root_init_is_at_most_15_lines() -> None:
+    assert len((ROOT / "__init__.py").read_text().splitlines()) <= 15
+
+
+def test_modules_stay_small() -> None:
+    for path in [*shipped_modules(), *(ROOT / "scripts").glob("*.py")]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 380, f"{name_of(path)} has {lines} lines: one topic a module"
+
+
+def test_no_scanner_flagged_calls() -> None:
+    """What the registry's security scanner and the ecosystem's checker flag in shipped code."""
+    for path in shipped_modules():
+        for module in imports(path):
+            assert module.split(".")[0] not in FLAGGED_MODULES, f"{name_of(path)}: {module}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "compile", "__import__", "print"}, where
+                assert called not in {"os.system", "os.popen", "os.getenv", "torch.load"}, where
+                assert called not in {"torch.autocast", "nn.Linear", "nn.Conv2d"}, where
+                assert not called.endswith(".cuda"), where
+            elif isinstance(node, ast.Attribute):
+                assert ast.unparse(node) != "os.environ", where
+
+
+def test_requirements_agree_with_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = [line for line in lines if line and not line.startswith("#")]
+    assert project["dependencies"] == required
+    assert "comfyui" not in project["name"].lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+
+
+def test_requirements_hold_only_what_comfyui_does_not_bring(comfyui_root: Path) -> None:
+    def names(path: Path) -> set[str]:
+        found = (re.match(r"[A-Za-z0-9_.-]+", line) for line in path.read_text().splitlines())
+        return {match.group().lower().replace("_", "-") for match in found if match}
+
+    assert not names(ROOT / "requirements.txt") & names(comfyui_root / "requirements.txt")
+
+
+def test_every_node_has_a_help_page(pack_nodes: dict[str, type]) -> None:
+    for node_id in pack_nodes:
+        page = ROOT / "web" / "docs" / f"{node_id}.md"
+        assert page.is_file() and len(page.read_text(encoding="utf-8")) > 200, page.name
+
+
+@needs_git
+def test_repository_holds_no_large_or_generated_files() -> None:
+    for name in working_files():
+        assert (ROOT / name).stat().st_size <= 12e6, name
+        assert not name.startswith("output/") and "__pycache__" not in name, name
