@@ -165,8 +165,8 @@ class Environment:
                 for line in process.stdout:
                     log.write(line)
                     line = line.strip()
-                    if line.startswith(("Downloading ", "Installing collected")):
-                        self.session.log(line[:100])
+                    if line.startswith("Downloading ") and line.endswith("MB)"):
+                        self.session.log(line)
                     if line.startswith(("ERROR", "error")) or not last.startswith("ERROR"):
                         last = line or last
             except BaseException:
