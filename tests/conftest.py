@@ -118,9 +118,12 @@ def server(comfyui_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium without a window; tests that need it are skipped where it is absent."""
+    """The system's Chromium without a window; tests that need it are skipped where it is absent.
+
+    Not for the whole session: while Playwright runs, asyncio.run() fails in other tests.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
