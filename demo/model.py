@@ -145,13 +145,16 @@ def token_ids(text: str, vocabulary: list[str]) -> tuple[list[int], list[str]]:
         vocabulary: word i has token i + 1; token 0 is the null token.
 
     Returns:
-        TOKENS token ids, padded with null tokens, and the words the vocabulary lacks.
+        TOKENS token ids, the known words over and over (null tokens if there is none), and the
+        words the vocabulary lacks.
     """
     ids = {word: index for index, word in enumerate(vocabulary, start=1)}
     words = words_of(text)
     known = [ids[word] for word in words if word in ids][:TOKENS]
     unknown = list(dict.fromkeys(word for word in words if word not in ids))
-    return known + [0] * (TOKENS - len(known)), unknown
+    # Repeated words, not null tokens, fill the row: else null tokens drown a short prompt.
+    known = known or [0]
+    return [known[index % len(known)] for index in range(TOKENS)], unknown
 
 
 def encode_prompt(text: str) -> tuple[list[list[Any]], list[str]]:
