@@ -1,0 +1,89 @@
+"""Diffusion problems whose denoiser is known exactly, so that errors measure the schedule alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ld3.model import Model
+from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA
+
+
+def mixture_denoiser(means: Tensor, stds: Tensor, log_weights: Tensor, flow: bool = False):
+    """The exact E[x0 | x] of an isotropic Gaussian mixture.
+
+    Args:
+        means: (K, d) component means; stds, log_weights: (K,).
+        flow: x = (1 - sigma) x0 + sigma noise instead of x = x0 + sigma noise.
+
+    Returns:
+        `denoise(x, sigma)` for x (batch, d) or any (batch, *shape) with d elements, sigma (batch,).
+    """
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        flat = x.reshape(x.shape[0], -1)
+        mu, std, logw = (t.to(flat) for t in (means, stds, log_weights))
+        level = sigma.to(flat).reshape(-1, 1)
+        if flow:
+            # (1 - s) x0 + s n is a scaled variance-exploding state at s / (1 - s); s = 1 holds no signal
+            keep = (1 - level).clamp_min(1e-8)
+            flat, level = flat / keep, level / keep
+        variance = std**2 + level**2
+        squared = (flat**2).sum(1, keepdim=True) - 2 * flat @ mu.T + (mu**2).sum(1)
+        share = torch.softmax(
+            logw - 0.5 * squared / variance - 0.5 * mu.shape[1] * variance.log(), dim=1
+        )
+        shrink = share * std**2 / variance
+        out = (share - shrink) @ mu + shrink.sum(1, keepdim=True) * flat
+        return out.reshape(x.shape)
+
+    return denoise
+
+
+def digits_data() -> Tensor:
+    """scikit-learn's 1797 8x8 digits, (1797, 1, 8, 8) float32 in [-1, 1]."""
+    from sklearn.datasets import load_digits
+
+    return torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+
+
+def digits(std: float = 0.15) -> Model:
+    """Kernel density of the digits, sigma in [0.03, 80]."""
+    data = digits_data().flatten(1)
+    count = len(data)
+    denoise = mixture_denoiser(data, torch.full((count,), std), torch.zeros(count))
+    return Model(denoise, LOG_SIGMA, sigma_min=0.03, sigma_max=80.0)
+
+
+def gmm16(flow: bool = False) -> Model:
+    """A heavy-tailed mixture of 40 components in 16 dimensions, shape (16,)."""
+    generator = torch.Generator().manual_seed(16)
+    means = torch.randn(40, 16, generator=generator)
+    means *= torch.exp(0.6 * torch.randn(40, 1, generator=generator))
+    stds = 0.1 * torch.exp(0.7 * torch.randn(40, generator=generator))
+    log_weights = torch.randn(40, generator=generator).log_softmax(0)
+    denoise = mixture_denoiser(means, stds, log_weights, flow)
+    if flow:
+        return Model(
+            denoise,
+            LOGIT_SIGMA,
+            sigma_min=0.001,
+            sigma_max=1.0,
+            scale_noise=lambda noise, latent, sigma: sigma * noise + (1 - sigma) * latent,
+        )
+    return Model(denoise, LOG_SIGMA, sigma_min=0.03, sigma_max=80.0)
+
+
+def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Karras et al. 2022, eq. 5, with the trailing zero: (steps+1,) float32."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return torch.cat([(ends[0] + ramp * (ends[1] - ends[0])) ** rho, torch.zeros(1)]).float()
+
+
+def uniform_log_snr(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Evenly spaced log(sigma) with the trailing zero: (steps+1,) float32."""
+    ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64)
+    return torch.cat([ramp.exp(), torch.zeros(1)]).float()

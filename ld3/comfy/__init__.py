@@ -1,0 +1,1 @@
+"""The only place that imports comfy: connects the method to a running ComfyUI."""

@@ -1,0 +1,130 @@
+"""ComfyUI's samplers and schedulers as the method needs them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
+from ..solver import Sampler, UnsupportedSampler
+
+STOCHASTIC_MARKS = ("_ancestral", "_sde", "_gpu", "_cfg_pp", "_heun")
+PLAIN_ALTERNATIVE = {
+    "dpmpp_2s": "dpmpp_2m",
+    "dpmpp_3m": "dpmpp_2m",
+    "dpmpp": "dpmpp_2m",
+    "dpm_fast": "dpm_2",
+    "dpm_adaptive": "dpm_2",
+}
+
+
+def sampler_names() -> list[str]:
+    """All samplers of this ComfyUI, CFG++ and stochastic ones included."""
+    return list(comfy.samplers.SAMPLER_NAMES)
+
+
+def scheduler_names() -> list[str]:
+    """All schedulers of this ComfyUI."""
+    return list(comfy.samplers.SCHEDULER_NAMES)
+
+
+def sampler_object(name: str) -> comfy.samplers.KSAMPLER:
+    """Core's sampler of that name."""
+    if name not in comfy.samplers.SAMPLER_NAMES:
+        raise ValueError(
+            f"sampler {name!r} is not installed in this ComfyUI; install the pack it comes from"
+        )
+    return comfy.samplers.sampler_object(name)
+
+
+def traceable(sampler: Any, model_sampling: Any, model_wrap: Any = None) -> Sampler:
+    """A ComfyUI SAMPLER as an `ld3.solver.Sampler`.
+
+    Args:
+        sampler: a KSAMPLER.
+        model_sampling: the model's.
+        model_wrap: the guider while it samples; without it a stand-in with only `model_sampling`.
+    """
+    if not isinstance(sampler, comfy.samplers.KSAMPLER):
+        raise UnsupportedSampler("it is no KSAMPLER, so its steps cannot be read")
+
+    def function(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
+        return sampler.sampler_function(model, x, sigmas, **keywords, **sampler.extra_options)
+
+    def end_scale(end: float) -> float:
+        level = torch.tensor(end, dtype=torch.float64)
+        return float(
+            model_sampling.inverse_noise_scaling(level, torch.ones(1, dtype=torch.float64))
+        )
+
+    # samplers look model_sampling up as attribute of the model and through its patcher
+    wrap = model_wrap or SimpleNamespace(
+        inner_model=SimpleNamespace(model_sampling=model_sampling),
+        model_patcher=SimpleNamespace(get_model_object=lambda name: model_sampling),
+    )
+    return Sampler(function, SimpleNamespace(inner_model=wrap), end_scale)
+
+
+def refusal(name: str, error: UnsupportedSampler, model_sampling: Any, sigmas: Tensor) -> str:
+    """One sentence: why the sampler cannot be learned for, and which near one can."""
+    base = name
+    for mark in STOCHASTIC_MARKS:
+        base = base.replace(mark, "")
+    for candidate in (base, PLAIN_ALTERNATIVE.get(base, ""), "dpmpp_2m", "euler"):
+        if candidate != name and candidate in comfy.samplers.SAMPLER_NAMES:
+            try:
+                traceable(sampler_object(candidate), model_sampling).table(sigmas)
+            except UnsupportedSampler:
+                continue
+            return f"no schedule can be learned for {name!r}: {error}. Choose a deterministic sampler such as {candidate!r}"
+    return f"no schedule can be learned for {name!r}: {error}"
+
+
+def scheduler_sigmas(
+    model: Any, sampler: str, scheduler: str, steps: int, denoise: float
+) -> Tensor:
+    """What a user gets from KSampler: its own first sigma and discarded penultimate one included; float32, CPU."""
+    return comfy.samplers.KSampler(
+        model, steps, torch.device("cpu"), sampler, scheduler, denoise, model.model_options
+    ).sigmas
+
+
+def standard_schedules(model: Any, sampler: str, steps: int, denoise: float) -> dict[str, Tensor]:
+    """Every scheduler of this ComfyUI at the student's steps; one that fails or repeats levels is left out."""
+    schedules = {}
+    for name in scheduler_names():
+        try:
+            sigmas = scheduler_sigmas(model, sampler, name, steps, denoise)
+        except (ValueError, ZeroDivisionError, RuntimeError, IndexError):
+            continue  # a scheduler that cannot make so few or many steps is no competitor
+        if (
+            len(sigmas) > 1
+            and bool((sigmas[:-1] > sigmas[1:]).all())
+            and bool(torch.isfinite(sigmas).all())
+        ):
+            schedules[name] = sigmas
+    return schedules
+
+
+def is_flow(model_sampling: Any) -> bool:
+    """Whether noise levels lie in [0, 1] and the state is (1 - sigma) x0 + sigma noise."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def coordinate(model_sampling: Any) -> Coordinate:
+    """The coordinate in which a model's noise levels are learned."""
+    return LOGIT_SIGMA if is_flow(model_sampling) else LOG_SIGMA
+
+
+def prediction_type(model_sampling: Any) -> str:
+    """ "flow", "v", "edm" or "eps" (anything else that is variance exploding counts as eps)."""
+    if is_flow(model_sampling):
+        return "flow"
+    if isinstance(model_sampling, comfy.model_sampling.EDM):
+        return "edm"
+    return "v" if isinstance(model_sampling, comfy.model_sampling.V_PREDICTION) else "eps"

@@ -1,0 +1,114 @@
+"""Sample with a saved schedule."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+from torch import Tensor
+
+from ..schedule import Schedule, resampled
+from ..solver import UnsupportedSampler
+from . import fingerprint, samplers
+from .latents import latent_samples, noise_for
+
+logger = logging.getLogger(__name__)
+TABLE_TOLERANCE = 1e-6
+
+
+def schedule_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
+    """The core sampler a schedule was learned for, as SAMPLER."""
+    return samplers.sampler_object(schedule.info.sampler)
+
+
+def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> list[str]:
+    """Whether a schedule fits a model; returns warnings.
+
+    Raises:
+        ValueError: it cannot work: another kind of noise levels, or the sampler is not the one it was learned for.
+    """
+    info, sampling = schedule.info, model.get_model_object("model_sampling")
+    kind = samplers.prediction_type(sampling)
+    if (kind == "flow") != (info.prediction_type == "flow"):
+        raise ValueError(
+            f"schedule {schedule.name!r} was learned for a model with {info.prediction_type!r} noise levels, this "
+            f"model has {kind!r} ones; train a schedule for this model with LD3 Train Schedule"
+        )
+    if float(schedule.sigmas[0]) > 1.001 * float(sampling.sigma_max):
+        raise ValueError(
+            f"schedule {schedule.name!r} starts at sigma {float(schedule.sigmas[0]):.4g}, this model's largest is "
+            f"{float(sampling.sigma_max):.4g}; train a schedule for this model with LD3 Train Schedule"
+        )
+    try:
+        table = samplers.traceable(schedule_sampler(schedule), sampling).table(schedule.sigmas)
+        difference = table.distance(schedule.table)
+    except (UnsupportedSampler, AttributeError) as error:
+        difference = 0.0
+        logger.info("LD3: the sampler %s could not be read again: %s", info.sampler, error)
+    if difference > TABLE_TOLERANCE:
+        raise ValueError(
+            f"schedule {schedule.name!r} was learned for another sampler than this ComfyUI's {info.sampler!r} (their "
+            f"steps differ by {difference:.2g}); train it again with LD3 Train Schedule"
+        )
+    warnings = []
+    if fingerprint.model_fingerprint(model) != info.model_fingerprint:
+        learned_for = info.model_file or info.model_name or "unknown"
+        warnings.append(
+            f"schedule {schedule.name!r} was learned for another model ({learned_for}); the result may be worse than "
+            "a standard scheduler's: train one for this model"
+        )
+    if cfg is not None and abs(cfg - info.cfg) > 1e-6:
+        warnings.append(
+            f"schedule {schedule.name!r} was learned at cfg {info.cfg:g}, not {cfg:g}: train one at {cfg:g}"
+        )
+    return warnings
+
+
+def schedule_sigmas(schedule: Schedule, denoise: float) -> Tensor:
+    """The sigmas for a denoise strength: the schedule's own, or as many steps of a stretched one.
+
+    As KSampler does it, denoise d takes the last N of N/d steps.
+    """
+    steps = schedule.info.steps
+    if abs(denoise - schedule.info.denoise) < 1e-6:
+        return schedule.sigmas
+    return resampled(schedule.sigmas, int(steps * schedule.info.denoise / denoise))[-(steps + 1) :]
+
+
+def sample_with_schedule(
+    model: Any,
+    schedule: Schedule,
+    seed: int,
+    cfg: float,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    denoise: float,
+) -> dict[str, Any]:
+    """Core sampling with the schedule's sampler and sigmas; the result is SamplerCustom's, bit for bit."""
+    samples = latent_samples(model, latent)
+    sigmas = schedule_sigmas(schedule, denoise)
+    result = comfy.sample.sample_custom(
+        model,
+        noise_for(samples, seed, latent.get("batch_index")),
+        cfg,
+        schedule_sampler(schedule),
+        sigmas,
+        positive,
+        negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    out = {
+        k: v
+        for k, v in latent.items()
+        if k not in ("downscale_ratio_spacial", "downscale_ratio_temporal")
+    }
+    return out | {"samples": result}

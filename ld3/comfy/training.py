@@ -1,0 +1,305 @@
+"""Learn a schedule inside ComfyUI: the training runs as a Sampler of a guider.
+
+So model loading, conditioning, hooks, memory and cleanup are ComfyUI's own, and any GUIDER can be trained.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import comfyui_version
+import torch
+from torch import Tensor
+
+from ..metrics import DISTANCES
+from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
+from ..solver import UnsupportedSampler
+from ..training.loop import Report, ScheduleTraining, TrainingSettings
+from ..version import __version__
+from . import fingerprint, folders, samplers
+from .denoiser import check_stateless, guided_model
+from .latents import latent_samples, training_noises
+from .progress import LiveProgress
+
+logger = logging.getLogger(__name__)
+METHOD = "gauss-newton"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What the node was asked for; names are its widgets'."""
+
+    sampler_name: str
+    steps: int
+    cfg: float
+    denoise: float
+    seed: int
+    teacher_sampler: str
+    teacher_scheduler: str
+    teacher_steps: int
+    distance: str
+    iterations: int
+    training_noises: int
+    heldout_noises: int
+    batch_size: int
+
+    def check(self) -> None:
+        """Raise ValueError, naming the widget, for what no model can make sense of."""
+        if self.cfg < 0 or self.cfg != self.cfg:
+            raise ValueError(
+                f"cfg is {self.cfg}; guidance below 0 pushes away from the prompt: use 1 or more"
+            )
+        if self.steps < 2:
+            raise ValueError(
+                f"steps is {self.steps}; one step has no noise level to learn: use 2 or more"
+            )
+        if self.teacher_steps <= self.steps:
+            raise ValueError(
+                f"teacher_steps is {self.teacher_steps} and steps {self.steps}; the teacher must take more steps "
+                "than the student (20 is typical)"
+            )
+        if not 0 < self.denoise <= 1:
+            raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance is {self.distance!r}; choose one of {', '.join(DISTANCES)}")
+        for name in ("iterations", "training_noises", "heldout_noises", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+
+    def settings(self) -> TrainingSettings:
+        """The constants of the training loop."""
+        return TrainingSettings(
+            steps=self.steps,
+            training_noises=self.training_noises,
+            validation_noises=max(16, self.training_noises // 2),
+            test_noises=self.heldout_noises,
+            iterations=self.iterations,
+            distance=self.distance,
+            batch_size=self.batch_size,
+            seed=self.seed % 2**63,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A saved schedule, and whether it was trained just now."""
+
+    schedule: Schedule
+    path: Path
+    trained: bool
+    seconds: float
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """`Report.as_dict()`."""
+        return self.schedule.info.report
+
+    def summary(self) -> str:
+        """One line: what was done."""
+        info, report = self.schedule.info, self.report
+        calls = {
+            n: b for n, b in report["baselines"].items() if b["counted"] and b.get("heldout_error")
+        }
+        best = min(calls, key=lambda n: calls[n]["heldout_error"], default=None)
+        compared = (
+            ""
+            if best is None
+            else f", best standard scheduler ({best}) {calls[best]['heldout_error']:.4g}"
+        )
+        how = (
+            f"learned in {self.seconds:.0f} s"
+            if self.trained
+            else "found saved, identical settings"
+        )
+        won = (
+            ""
+            if report["chosen"] == "learned"
+            else f"; the standard scheduler {report['chosen']} won and is returned"
+        )
+        return (
+            f"{self.path.name}: {info.steps} steps of {info.sampler}, {how}; error to the teacher "
+            f"{report['heldout_error']:.4g}{compared}{won}"
+        )
+
+
+def train_schedule(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    request: TrainingRequest,
+    name: str,
+    retrain: bool = False,
+) -> TrainingResult:
+    """Learn, save and return a schedule; identical settings return the saved one unless `retrain`.
+
+    Args:
+        model: MODEL. positive, negative: CONDITIONING. latent: LATENT.
+        name: file name to save under; a taken one is numbered.
+
+    Raises:
+        ValueError: a request that cannot be met; the text says which widget and what to do.
+    """
+    request.check()
+    name = check_name(name)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(request.cfg)
+    samples = latent_samples(model, latent)
+    batch_index = latent.get("batch_index")
+    model_id = fingerprint.model_fingerprint(model)
+    key = fingerprint.settings_hash(
+        asdict(request)
+        | {"model": model_id, "options": fingerprint.options_of(model), "method": METHOD},
+        positive,
+        negative if request.cfg != 1 else None,
+        samples,
+        batch_index,
+    )
+    saved = None if retrain else _saved(key, name)
+    if saved is not None:
+        return TrainingResult(load(saved), saved, trained=False, seconds=0.0)
+
+    started = time.monotonic()
+    run = _TrainingSampler(model, request)
+    run.noises, run.latents = training_noises(
+        samples, request.seed, request.settings().noises, batch_index
+    )
+    batch = samples[:1].repeat(request.batch_size, *[1] * (samples.ndim - 1))
+    # only the shapes count: ComfyUI reserves memory for a batch of this size
+    guider.sample(
+        torch.zeros_like(batch),
+        batch,
+        run,
+        run.teacher_sigmas,
+        disable_pbar=True,
+        seed=request.seed,
+    )
+    sampling = model.get_model_object("model_sampling")
+    info = ScheduleInfo(
+        sampler=request.sampler_name,
+        steps=request.steps,
+        model_calls=run.table.model_calls,
+        cfg=request.cfg,
+        denoise=request.denoise,
+        latent_shape=list(samples.shape[1:]),
+        prediction_type=samplers.prediction_type(sampling),
+        sigma_max=float(sampling.sigma_max),
+        model_fingerprint=model_id,
+        model_file=fingerprint.model_file(model),
+        model_name=fingerprint.architecture(model),
+        teacher={
+            "sampler": request.teacher_sampler,
+            "scheduler": request.teacher_scheduler,
+            "steps": request.teacher_steps,
+        },
+        method=METHOD,
+        settings=asdict(request) | asdict(request.settings()),
+        settings_hash=key,
+        report=run.report.as_dict(),
+        pack_version=__version__,
+        comfyui_version=comfyui_version.__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    path = save(Schedule(run.sigmas, run.table, info), folders.save_folder(), name)
+    result = TrainingResult(load(path), path, trained=True, seconds=time.monotonic() - started)
+    logger.info("LD3: %s", result.summary())
+    return result
+
+
+class _TrainingSampler(comfy.samplers.Sampler):
+    """Runs the training where a guider expects a sampler; results are left in `sigmas`, `table`, `report`."""
+
+    noises: Tensor
+    latents: Tensor
+    sigmas: Tensor
+    report: Report
+
+    def __init__(self, model: Any, request: TrainingRequest) -> None:
+        self.request = request
+        self.teacher_sigmas = samplers.scheduler_sigmas(
+            model,
+            request.teacher_sampler,
+            request.teacher_scheduler,
+            request.teacher_steps,
+            request.denoise,
+        )
+        self.baselines = samplers.standard_schedules(
+            model, request.sampler_name, request.steps, request.denoise
+        )
+
+    def sample(
+        self,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
+    ) -> Tensor:
+        """Learn; returns the noise it was given."""
+        model = guided_model(self, model_wrap, extra_args)
+        sampling = model_wrap.inner_model.model_sampling
+        progress = LiveProgress()
+        latents = self.latents
+        if torch.count_nonzero(latents) > 0:  # as core: an empty latent is not shifted
+            latents = model_wrap.inner_model.process_latent_in(latents)
+        with torch.no_grad():
+            student = self._traceable(
+                "sampler_name", self.request.sampler_name, sampling, model_wrap
+            )
+            teacher = self._traceable(
+                "teacher_sampler", self.request.teacher_sampler, sampling, model_wrap
+            )
+            batch = slice(0, self.request.batch_size)
+            check_stateless(model, self.noises[batch], latents[batch], extra_args["model_options"])
+            training = ScheduleTraining(
+                model,
+                student,
+                teacher.table(self.teacher_sigmas),
+                self.teacher_sigmas,
+                self.baselines,
+                self.request.settings(),
+                start_sigma=self._start_sigma(sampling),
+                watch=progress,
+            )
+            model.calls = 0
+            self.sigmas, self.report = training.run(self.noises, latents)
+            self.table = student.table(self.sigmas)
+        return noise
+
+    def _traceable(self, widget: str, name: str, sampling: Any, model_wrap: Any):
+        sampler = samplers.traceable(samplers.sampler_object(name), sampling, model_wrap)
+        try:
+            sampler.table(self.teacher_sigmas)
+        except UnsupportedSampler as error:
+            reason = samplers.refusal(name, error, sampling, self.teacher_sigmas)
+            raise ValueError(f"{widget}: {reason}") from error
+        return sampler
+
+    def _start_sigma(self, sampling: Any) -> float:
+        """The model's largest noise level, or below denoise 1 where the teacher starts."""
+        return (
+            float(sampling.sigma_max)
+            if self.request.denoise > 0.9999
+            else float(self.teacher_sigmas[0])
+        )
+
+
+def _saved(key: str, name: str) -> Path | None:
+    """The newest saved schedule of an identical training, of that name if there is one."""
+    folder = folders.save_folder()
+    found = []
+    for path in folder.glob(f"*{EXTENSION}") if folder.is_dir() else ():
+        info = read_info(path)
+        if info is not None and info.settings_hash == key:
+            found.append((path.stem == name, path.stat().st_mtime, path))
+    return max(found)[2] if found else None

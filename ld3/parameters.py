@@ -1,0 +1,126 @@
+"""Unconstrained vector <-> strictly decreasing noise levels.
+
+Schedules are learned in u = log(sigma) (eps, v and EDM models) or u = logit(sigma) (flow models), where
+the error of a sampler varies at an even pace. The first and the last level are fixed, u holds the ones
+between. All arithmetic is float64; `StepParameters.sigmas` rounds once to the float32 ComfyUI samples with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KEPT_GAP = 0.3  # share of a gap that one update must leave
+MIN_GAP = 0.02  # in u: closer levels would spend a model call on no progress
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """An increasing map of noise levels onto the real line; `name` is "log" or "logit"."""
+
+    name: str
+
+    def from_sigma(self, sigma: Tensor) -> Tensor:
+        """Coordinates of noise levels (any shape, > 0); logit clips at 1 - 1e-4, where flow models start."""
+        sigma = sigma.double()
+        if self.name == "log":
+            return sigma.log()
+        return torch.logit(sigma.clamp(max=1 - 1e-4))
+
+    def to_sigma(self, u: Tensor) -> Tensor:
+        """Noise levels of coordinates, float64."""
+        return u.double().exp() if self.name == "log" else torch.sigmoid(u.double())
+
+
+LOG_SIGMA = Coordinate("log")
+LOGIT_SIGMA = Coordinate("logit")
+
+
+@dataclass(frozen=True)
+class StepParameters:
+    """The free noise levels of a schedule with N steps.
+
+    Attributes:
+        coordinate: the coordinate u of the levels.
+        start: first noise level, fixed.
+        sigma_min: lowest level a free sigma may take.
+        end: last level, fixed; 0 for a full sampling, above 0 for the first part of a split one.
+    """
+
+    coordinate: Coordinate
+    start: float
+    sigma_min: float
+    end: float = 0.0
+
+    def sigmas(self, u: Tensor) -> Tensor:
+        """The schedule (N+1,) float32 on the CPU for free coordinates u (N-1,)."""
+        ends = torch.tensor([self.start, self.end], dtype=torch.float64)
+        return torch.cat([ends[:1], self.coordinate.to_sigma(u), ends[1:]]).float()
+
+    def from_sigmas(self, sigmas: Tensor) -> Tensor:
+        """Free coordinates (N-1,) nearest to a schedule (N+1,), moved apart where levels (nearly) coincide."""
+        return self.separated(self.coordinate.from_sigma(sigmas[1:-1].clamp_min(self.floor)))
+
+    @property
+    def floor(self) -> float:
+        """The lowest noise level a free sigma may take."""
+        return max(self.sigma_min, self.end)
+
+    def bounds(self) -> tuple[float, float]:
+        """Upper and lower limit of the free coordinates."""
+        u = self.coordinate.from_sigma(torch.tensor([self.start, self.floor], dtype=torch.float64))
+        lower = float(u[1]) + (MIN_GAP if self.end > 0 else 0.0)
+        return float(u[0]) - MIN_GAP, lower
+
+    def room_for(self, steps: int) -> bool:
+        """Whether `steps` levels fit between start and floor with the smallest gap between them."""
+        upper, lower = self.bounds()
+        return lower + MIN_GAP * max(steps - 2, 0) <= upper
+
+    def moved(self, u: Tensor, step: Tensor) -> Tensor:
+        """u + step, cut back level by level so that every gap keeps 30 % of its size and the least gap."""
+        previous_old = previous_new = self.bounds()[0] + MIN_GAP
+        moved = torch.empty_like(u)
+        for k in range(len(u)):
+            gap = previous_old - float(u[k])
+            limit = previous_new - max(KEPT_GAP * gap, MIN_GAP)
+            moved[k] = min(float(u[k] + step[k]), limit)
+            previous_old, previous_new = float(u[k]), float(moved[k])
+        # from the other side: a level moving down must not overrun the 30 % of the gap below it
+        for k in range(len(u) - 2, -1, -1):
+            gap = float(u[k] - u[k + 1])
+            moved[k] = max(float(moved[k]), float(moved[k + 1]) + min(KEPT_GAP * gap, MIN_GAP))
+        return self.separated(moved)
+
+    def probe_step(self, u: Tensor, k: int, h: float) -> float:
+        """A signed difference step for level k of about h that stays well inside its gaps."""
+        upper, lower = self.bounds()
+        above = (float(u[k - 1]) if k else upper + MIN_GAP) - float(u[k])
+        below = float(u[k]) - (float(u[k + 1]) if k + 1 < len(u) else lower)
+        return min(h, 0.5 * above) if above >= below else -min(h, 0.5 * below)
+
+    def separated(self, u: Tensor) -> Tensor:
+        """The vector u (N-1,), descending, moved into the bounds and at least `MIN_GAP` apart."""
+        upper, lower = self.bounds()
+        u = u.double().clone()
+        for k in range(len(u)):
+            u[k] = min(float(u[k]), (float(u[k - 1]) if k else upper + MIN_GAP) - MIN_GAP)
+        for k in range(len(u) - 1, -1, -1):
+            u[k] = max(float(u[k]), float(u[k + 1]) + MIN_GAP if k + 1 < len(u) else lower)
+        return u
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Raise ValueError unless sigmas (N+1,) is finite, strictly decreasing and ends at >= 0."""
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(
+            f"a schedule is a list of at least 2 noise levels; got shape {tuple(sigmas.shape)}"
+        )
+    values = [float(s) for s in sigmas]
+    if not all(math.isfinite(s) for s in values):
+        raise ValueError(f"noise levels must be finite; got {values}")
+    if values[-1] < 0 or any(a <= b for a, b in zip(values, values[1:], strict=False)):
+        raise ValueError(f"noise levels must strictly decrease to 0 or above; got {values}")

@@ -1,0 +1,150 @@
+"""Pictures of schedules and of how they were learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+LEARNED, INITIAL, OTHERS, BEST = "#d1495b", "#edae49", "#c9ced6", "#30638e"
+
+
+def schedules_picture(schedules: dict[str, list[float]], learned: str | None = None) -> np.ndarray:
+    """Noise level by step of several schedules: (H, W, 3) uint8.
+
+    Args:
+        schedules: name -> sigmas; `learned` names the one to draw on top.
+    """
+    figure = Figure(figsize=(6, 4.5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for name, sigmas in schedules.items():
+        top = name == learned
+        axes.plot(
+            sigmas,
+            marker="o",
+            ms=5 if top else 3,
+            lw=2.5 if top else 1.2,
+            label=name,
+            zorder=3 if top else 2,
+        )
+    _noise_axis(axes, [s for sigmas in schedules.values() for s in sigmas])
+    axes.legend(fontsize=8, frameon=False)
+    return _pixels(figure)
+
+
+def report_picture(report: dict[str, Any], title: str) -> np.ndarray:
+    """The schedule against the standard ones, validation error by model calls, errors compared: (H, W, 3) uint8.
+
+    Args:
+        report: `Report.as_dict()`, finished or still growing.
+        title: one line above.
+    """
+    figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    left, middle, right = figure.subplots(1, 3)
+    _draw_schedules(left, report)
+    _draw_history(middle, report)
+    _draw_errors(right, report)
+    return _pixels(figure)
+
+
+def _draw_schedules(axes, report: dict[str, Any]) -> None:
+    drawn = []
+    for i, baseline in enumerate(report["baselines"].values()):
+        axes.plot(
+            baseline["sigmas"],
+            color=OTHERS,
+            lw=1,
+            zorder=1,
+            label=None if i else "standard schedulers",
+        )
+        drawn += baseline["sigmas"]
+    best = _best_baseline(report)
+    if best:
+        axes.plot(
+            report["baselines"][best]["sigmas"],
+            color=BEST,
+            lw=1.6,
+            marker="o",
+            ms=3,
+            label=f"{best} (best)",
+        )
+    if report["sigmas"]:
+        axes.plot(
+            report["sigmas"], color=LEARNED, lw=2.5, marker="o", ms=5, label="learned", zorder=3
+        )
+    _noise_axis(axes, drawn + report["sigmas"])
+    axes.set_title("noise levels", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _draw_history(axes, report: dict[str, Any]) -> None:
+    for start in dict.fromkeys(entry["start"] for entry in report["history"]):
+        entries = [e for e in report["history"] if e["start"] == start and e["error"] is not None]
+        axes.plot(
+            [e["calls"] for e in entries],
+            [e["error"] for e in entries],
+            marker=".",
+            label=f"from {start}",
+        )
+    best = min(
+        (b["validation_error"] for b in report["baselines"].values() if b.get("validation_error")),
+        default=None,
+    )
+    if best is not None:
+        axes.axhline(best, color=BEST, ls="--", lw=1, label="best standard scheduler")
+    axes.set_title("error while learning (validation noises)", fontsize=10)
+    axes.set_xlabel("model calls")
+    axes.set_ylim(bottom=0)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _draw_errors(axes, report: dict[str, Any]) -> None:
+    errors = {
+        n: b["heldout_error"]
+        for n, b in report["baselines"].items()
+        if b.get("heldout_error") is not None
+    }
+    names = sorted(errors, key=lambda n: errors[n], reverse=True)
+    colours = [OTHERS if report["baselines"][n]["counted"] else "#eef0f3" for n in names]
+    labels = [n if report["baselines"][n]["counted"] else f"{n} (more calls)" for n in names]
+    values = [errors[n] for n in names]
+    learned = report["heldout_error"]
+    if learned is not None and np.isfinite(learned):
+        values, colours, labels = [*values, learned], [*colours, LEARNED], [*labels, "learned"]
+    axes.barh(range(len(values)), values, color=colours)
+    for i, value in enumerate(values):
+        axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_title("error on test noises (RMSE to the teacher)", fontsize=10)
+    axes.margins(x=0.15)
+
+
+def _best_baseline(report: dict[str, Any]) -> str | None:
+    for key in ("heldout_error", "validation_error"):
+        errors = {
+            n: b[key]
+            for n, b in report["baselines"].items()
+            if b["counted"] and b.get(key) is not None
+        }
+        if errors:
+            return min(errors, key=lambda n: errors[n])
+    return None
+
+
+def _noise_axis(axes, sigmas: list[float]) -> None:
+    smallest = min((s for s in sigmas if s > 0), default=1e-2)
+    axes.set_yscale("symlog", linthresh=smallest, linscale=0.4)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("sigma")
+    axes.grid(alpha=0.25)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,276 @@
+"""A learned schedule: what it is, how it is saved, and everything that is checked before it is used.
+
+One safetensors file a schedule. Tensors (float64, `callback_calls` int64): the sigmas and the whole solver
+table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it is evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .parameters import check_sigmas
+from .solver import SolverTable
+
+FORMAT_VERSION = 1
+EXTENSION = ".safetensors"
+TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
+MOST_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
+
+
+class ScheduleFileError(ValueError):
+    """The file is no schedule this version can use; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ScheduleInfo:
+    """Where a schedule comes from.
+
+    Attributes:
+        sampler, sampler_options: ComfyUI's sampler name and its options.
+        steps, model_calls: N, and the network evaluations a sample costs.
+        cfg, denoise: guidance scale and denoise it was learned at.
+        latent_shape: one sample's latent, without the batch.
+        prediction_type: "eps", "v", "edm" or "flow".
+        sigma_max: the model's largest noise level.
+        model_fingerprint, model_file, model_name: which model.
+        teacher: {sampler, scheduler, steps}.
+        method: how it was learned; settings: with which constants.
+        settings_hash: identical trainings have identical hashes.
+        report: `ld3.training.loop.Report.as_dict()`.
+        pack_version, comfyui_version, created: provenance, created in UTC (ISO 8601).
+    """
+
+    sampler: str
+    steps: int
+    model_calls: int
+    cfg: float
+    denoise: float
+    latent_shape: list[int]
+    prediction_type: str
+    sigma_max: float
+    model_fingerprint: str
+    teacher: dict[str, Any]
+    method: str
+    settings: dict[str, Any]
+    settings_hash: str
+    report: dict[str, Any]
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    model_file: str = ""
+    model_name: str = ""
+    pack_version: str = ""
+    comfyui_version: str = ""
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule with its sampler's table.
+
+    Attributes:
+        sigmas: (N+1,) float32 on the CPU, strictly decreasing, as ComfyUI's SIGMAS.
+        table: the sampler at these sigmas.
+        info: provenance.
+        name: the file's name without extension; "" before saving.
+    """
+
+    sigmas: Tensor
+    table: SolverTable
+    info: ScheduleInfo
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_sigmas(self.sigmas)
+        if (
+            len(self.sigmas) != self.info.steps + 1
+            or self.table.model_calls != self.info.model_calls
+        ):
+            raise ValueError(
+                f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls cannot have "
+                f"{len(self.sigmas)} sigmas and a table of {self.table.model_calls} calls"
+            )
+
+
+def check_name(name: str) -> str:
+    """A file name without extension that stays inside its folder, or ValueError."""
+    name = name.strip().removesuffix(EXTENSION)
+    if (
+        not name
+        or name.startswith(".")
+        or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
+        or len(name) > 120
+    ):
+        raise ValueError(
+            f"{name!r} cannot be a schedule's name: use up to 120 letters, digits, spaces, '-', '_' and '.', "
+            "no folders, not starting with '.'"
+        )
+    return name
+
+
+def save(schedule: Schedule, folder: Path, name: str) -> Path:
+    """Write a schedule; a taken name is numbered (name_2, name_3, ..), never overwritten.
+
+    The file appears whole or not at all: written beside its place, synced, then renamed.
+
+    Returns:
+        The path written.
+    """
+    name = check_name(name)
+    table = schedule.table
+    tensors = {
+        "sigmas": schedule.sigmas.double(),
+        "state_sigmas": table.state_sigmas,
+        "eval_sigmas": table.eval_sigmas.clone(),
+        "weights": table.weights.contiguous(),
+        "callback_calls": table.callback_calls,
+    }
+    data = safetensors.torch.save(
+        tensors, metadata={"ld3": json.dumps(_plain(asdict(schedule.info)))}
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".ld3-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        path = _reserved(folder, name)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def load(path: Path) -> Schedule:
+    """Read and check a schedule.
+
+    Raises:
+        ScheduleFileError: missing, corrupt, foreign, inconsistent, or written by a newer version.
+    """
+    where = f"schedule file {path.name!r}"
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("ld3")
+            if text is None:
+                raise ScheduleFileError(
+                    f"{where} is a safetensors file but holds no LD3 schedule; choose another one"
+                )
+            info = _parse_info(text, where)
+            missing = [k for k in TENSORS if k not in file.keys()]
+            if missing:
+                raise ScheduleFileError(
+                    f"{where} lacks {', '.join(missing)}; train or download it again"
+                )
+            if sum(math.prod(file.get_slice(k).get_shape()) for k in TENSORS) > MOST_ELEMENTS:
+                raise ScheduleFileError(
+                    f"{where} is too large for a schedule; train or download it again"
+                )
+            tensors = {k: file.get_tensor(k) for k in TENSORS}
+    except FileNotFoundError as error:
+        raise ScheduleFileError(f"{where} does not exist") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ScheduleFileError(
+            f"{where} cannot be read ({error}); train or download it again"
+        ) from error
+    try:
+        table = SolverTable(
+            *(tensors[k].double() for k in ("state_sigmas", "eval_sigmas", "weights")),
+            tensors["callback_calls"].long(),
+        )
+        return Schedule(tensors["sigmas"].float(), table, info, path.name.removesuffix(EXTENSION))
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ScheduleFileError(
+            f"{where} is inconsistent ({error}); train or download it again"
+        ) from error
+
+
+def read_info(path: Path) -> ScheduleInfo | None:
+    """The provenance in a file, or None if it is no usable schedule; reads no tensor."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("ld3")
+        return None if text is None else _parse_info(text, path.name)
+    except (ScheduleFileError, safetensors.SafetensorError, OSError):
+        return None
+
+
+def _parse_info(text: str, where: str) -> ScheduleInfo:
+    try:
+        raw = json.loads(text)
+        version = raw["format_version"]
+        if not isinstance(version, int):
+            raise TypeError("format_version is no number")
+        if version > FORMAT_VERSION:
+            raise ScheduleFileError(
+                f"{where} was written by a newer version of LD3 (format {version}, this one reads up to "
+                f"{FORMAT_VERSION}); update the pack"
+            )
+        info = ScheduleInfo(**{f.name: raw[f.name] for f in fields(ScheduleInfo) if f.name in raw})
+        if not (
+            isinstance(info.sampler, str)
+            and isinstance(info.steps, int)
+            and isinstance(info.report, dict)
+        ):
+            raise TypeError("a value has the wrong type")
+        if not math.isfinite(info.cfg) or not 0 < info.denoise <= 1 or not info.sigma_max > 0:
+            raise TypeError("a value is out of range")
+        return info
+    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ScheduleFileError(
+            f"{where} has damaged metadata ({error}); train or download it again"
+        ) from error
+
+
+def _reserved(folder: Path, name: str) -> Path:
+    """The first free path of name, name_2, ..; created empty, so that nobody else takes it."""
+    number = 1
+    while True:
+        path = folder / f"{name}{'' if number == 1 else f'_{number}'}{EXTENSION}"
+        try:
+            path.open("xb").close()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity or NaN: such numbers become None."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def resampled(sigmas: Tensor, steps: int) -> Tensor:
+    """The schedule stretched to another number of steps: log-linear between its levels, as core's AYS node does.
+
+    Args:
+        sigmas: (N+1,), last 0 or above.
+        steps: any >= 1.
+
+    Returns:
+        (steps+1,) float32 with the same first and last level.
+    """
+    if steps == len(sigmas) - 1:
+        return sigmas
+    inner = sigmas[:-1].double().log()
+    position = torch.linspace(0, len(inner) - 1, steps, dtype=torch.float64)
+    low = position.floor().long().clamp(max=max(len(inner) - 2, 0))
+    high = (low + 1).clamp(max=len(inner) - 1)
+    levels = torch.lerp(inner[low], inner[high], position - low)
+    return torch.cat([levels.exp(), sigmas[-1:].double()]).float()

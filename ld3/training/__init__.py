@@ -1,0 +1,1 @@
+"""Ways to learn a schedule from a teacher."""

@@ -1,0 +1,19 @@
+"""The nodes: schemas, tooltips and messages. The method is in `ld3/`, its bridge to ComfyUI in `ld3/comfy/`."""
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from ..ld3.comfy import folders
+from .demo import LD3DemoModel, LD3DemoPrompt
+from .ksampler import LD3KSampler
+from .load_schedule import LD3LoadSchedule
+from .train_schedule import LD3TrainSchedule
+
+
+class LD3Extension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LD3TrainSchedule, LD3LoadSchedule, LD3KSampler, LD3DemoModel, LD3DemoPrompt]

@@ -1,0 +1,85 @@
+"""LD3 KSampler: sample with a learned schedule."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..ld3.comfy.sampling import check_schedule, sample_with_schedule
+from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, warn
+
+
+class LD3KSampler(io.ComfyNode):
+    """KSampler whose sampler, steps and noise levels come from a schedule."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LD3KSampler",
+            display_name="LD3 KSampler",
+            category=CATEGORY,
+            description="Samples as KSampler does, with the sampler, steps and noise levels of a learned schedule.",
+            search_aliases=["sample", "few steps", "LD3"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model the schedule was learned for; another one gets a warning.",
+                ),
+                LD3Schedule.Input(
+                    "schedule", tooltip="From LD3 Train Schedule or LD3 Load Schedule."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MOST_SEED,
+                    control_after_generate=True,
+                    tooltip="Which noise to start from; the same seed gives the same image.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale (1 = none). Use the one the schedule was learned at.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What the image shall show."),
+                io.Conditioning.Input(
+                    "negative", tooltip="What it shall not show; unused at cfg 1."
+                ),
+                io.Latent.Input(
+                    "latent_image", tooltip="The latent to start from; empty for text to image."
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the image is made anew. Away from the schedule's own value its levels are "
+                    "stretched, as many steps starting lower: good, but not learned for it.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The sampled latent, for VAE Decode.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        schedule,
+        seed: int,
+        cfg: float,
+        positive,
+        negative,
+        latent_image,
+        denoise: float,
+    ) -> io.NodeOutput:
+        with errors_of("LD3 KSampler"):
+            warn(cls, check_schedule(schedule, model, cfg))
+            latent = sample_with_schedule(
+                model, schedule, seed, cfg, positive, negative, latent_image, denoise
+            )
+        return io.NodeOutput(latent)

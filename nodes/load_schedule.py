@@ -1,0 +1,71 @@
+"""LD3 Load Schedule: a saved schedule as SIGMAS, SAMPLER and LD3_SCHEDULE."""
+
+from __future__ import annotations
+
+import hashlib
+
+from comfy_api.v0_0_2 import io
+
+from ..ld3 import schedule as schedule_file
+from ..ld3.comfy import folders
+from ..ld3.comfy.sampling import schedule_sampler
+from .types import CATEGORY, LD3Schedule, errors_of, tell
+
+
+class LD3LoadSchedule(io.ComfyNode):
+    """Load a schedule from models/ld3."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LD3LoadSchedule",
+            display_name="LD3 Load Schedule",
+            category=CATEGORY,
+            description="Loads a schedule learned by LD3 Train Schedule, or one somebody gave you, from models/ld3.",
+            search_aliases=["load sigmas", "LD3"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=folders.schedule_names(),
+                    tooltip="A schedule file in models/ld3. Press R to see files added since ComfyUI started.",
+                ),
+            ],
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="The noise levels, for SamplerCustom and any sampler graph, with the sampler beside.",
+                ),
+                io.Sampler.Output(
+                    display_name="sampler",
+                    tooltip="The sampler the schedule was learned for, as ComfyUI's own.",
+                ),
+                LD3Schedule.Output(
+                    display_name="schedule", tooltip="Both in one, for LD3 KSampler."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        try:
+            schedule_file.load(folders.schedule_path(name))
+        except ValueError as error:
+            return f"LD3 Load Schedule: name: {error}"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return hashlib.sha256(folders.schedule_path(name).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        with errors_of("LD3 Load Schedule"):
+            schedule = schedule_file.load(folders.schedule_path(name))
+            sampler = schedule_sampler(schedule)
+        info = schedule.info
+        tell(
+            cls,
+            f"{info.steps} steps of {info.sampler} at cfg {info.cfg:g}, for {info.model_file or info.model_name}",
+        )
+        return io.NodeOutput(schedule.sigmas.clone(), sampler, schedule)

@@ -1,0 +1,40 @@
+"""What several nodes share: our socket type, and how a node says what went wrong or what it did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from comfy_api.v0_0_2 import io
+
+from ..ld3.comfy.progress import show_text
+
+LD3Schedule = io.Custom("LD3_SCHEDULE")
+CATEGORY = "LD3"
+MOST_SEED = 0xFFFFFFFFFFFFFFFF
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def errors_of(node: str) -> Iterator[None]:
+    """Put the node's display name before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{node}: {error}") from error
+
+
+def tell(node: type[io.ComfyNode], message: str) -> None:
+    """Write a line on the node while it runs in a server."""
+    if node.hidden is not None and node.hidden.unique_id is not None:
+        show_text(node.hidden.unique_id, message)
+
+
+def warn(node: type[io.ComfyNode], messages: list[str]) -> None:
+    """Write warnings on the node and into the log."""
+    for message in messages:
+        logger.warning("%s: %s", node.GET_SCHEMA().display_name, message)
+    if messages:
+        tell(node, "\n".join(messages))
