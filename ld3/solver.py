@@ -60,7 +60,7 @@ class SolverTable:
         for name in ("state_sigmas", "eval_sigmas", "weights"):
             if not torch.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} of a solver table must be finite")
-        if self.weights.triu(1).any():
+        if self.weights[~_lower(calls + 1, calls + 1)].any():
             raise ValueError(
                 "weights of a solver table must be lower triangular: no call sees a later output"
             )
@@ -96,6 +96,12 @@ class SolverTable:
             return float("inf")
         pairs = [(self.weights, other.weights), (self.eval_sigmas, other.eval_sigmas)]
         return max(float(((a - b).abs() / (1 + a.abs())).max()) for a, b in pairs)
+
+
+def _lower(rows: int, columns: int) -> Tensor:
+    """Mask of the lower triangle with its diagonal."""
+    # torch.tril and triu (2.14) start all threads for any size: milliseconds on a busy machine
+    return torch.arange(rows)[:, None] >= torch.arange(columns)
 
 
 class Sampler:
@@ -165,7 +171,7 @@ class Sampler:
         result, end = self._run(answer, x_init, sigmas, lambda _: reported.append(len(inputs) - 1))
         calls = len(inputs)
         rows = torch.stack([*inputs, result.double().reshape(-1)])
-        owned = torch.tril(torch.ones(calls + 1, size, dtype=torch.bool))
+        owned = _lower(calls + 1, size)
         if not torch.isfinite(rows).all():
             raise UnsupportedSampler(
                 "it produces infinite or undefined weights at these noise levels"
