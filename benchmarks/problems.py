@@ -27,7 +27,8 @@ def mixture_denoiser(means: Tensor, stds: Tensor, log_weights: Tensor, flow: boo
         mu, std, logw = (t.to(flat) for t in (means, stds, log_weights))
         level = sigma.to(flat).reshape(-1, 1)
         if flow:
-            # (1 - s) x0 + s n is a scaled variance-exploding state at s / (1 - s); s = 1 holds no signal
+            # (1 - s) x0 + s n is a scaled variance-exploding state at s / (1 - s); s = 1 holds no
+            # signal
             keep = (1 - level).clamp_min(1e-8)
             flat, level = flat / keep, level / keep
         variance = std**2 + level**2

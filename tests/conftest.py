@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts import comfyui_source  # noqa: E402
+from scripts import comfyui_import, comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except comfyui_source.SourceError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[COMFYUI] = comfyui
-    _put_on_path(comfyui)
-    _parse_comfyui_options()
+    comfyui_import.prepare(comfyui)
 
     import torch
 
@@ -59,25 +58,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     comfyui = config.stash[COMFYUI]
     return f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}"
-
-
-def _put_on_path(comfyui: Path) -> None:
-    """ComfyUI first: its own modules import `nodes` and `utils`, which must be ComfyUI's."""
-    ours = {str(ROOT), str(comfyui), ""}
-    sys.path[:] = [str(comfyui), str(ROOT), *(path for path in sys.path if path not in ours)]
-
-
-def _parse_comfyui_options() -> None:
-    """ComfyUI reads its options from sys.argv, once, when comfy is first imported."""
-    ours = sys.argv
-    sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention"]
-    try:
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
-    finally:
-        sys.argv = ours
 
 
 @pytest.fixture(scope="session")
