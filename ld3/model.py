@@ -11,7 +11,7 @@ from torch import Tensor
 from .parameters import Coordinate
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""`denoise(x, sigma) -> x0`: x (batch, *latent) in the sampler's space, sigma (batch,), guidance applied."""
+"""`denoise(x, sigma) -> x0`: x (batch, *latent), sigma (batch,), guidance applied."""
 
 
 def scale_by_sigma(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:

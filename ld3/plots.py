@@ -35,7 +35,8 @@ def schedules_picture(schedules: dict[str, list[float]], learned: str | None = N
 
 
 def report_picture(report: dict[str, Any], title: str) -> np.ndarray:
-    """The schedule against the standard ones, validation error by model calls, errors compared: (H, W, 3) uint8.
+    """The schedule against the standard ones, validation error by model calls, errors compared: (H,
+    W, 3) uint8.
 
     Args:
         report: `Report.as_dict()`, finished or still growing.

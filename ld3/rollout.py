@@ -29,7 +29,8 @@ def rollout(
     Args:
         table: the sampler at its schedule.
         denoise: `denoise(x, sigma) -> x0`, x (batch, *latent), sigma (batch,) in x's dtype.
-        history: [x_init], or [x_init, D_0, ..] with outputs of calls already made (a shared prefix).
+        history: [x_init], or [x_init, D_0, ..] with outputs of calls already made (a shared
+        prefix).
 
     Returns:
         The result (batch, *latent) and the full history [x_init, D_0, .., D_{M-1}].

@@ -1,7 +1,9 @@
-"""A learned schedule: what it is, how it is saved, and everything that is checked before it is used.
+"""A learned schedule: what it is, how it is saved, and everything that is checked before it is
+used.
 
-One safetensors file a schedule. Tensors (float64, `callback_calls` int64): the sigmas and the whole solver
-table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it is evaluated.
+One safetensors file a schedule. Tensors (float64, `callback_calls` int64): the sigmas and the whole
+solver table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it
+is evaluated.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class Schedule:
             or self.table.model_calls != self.info.model_calls
         ):
             raise ValueError(
-                f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls cannot have "
+                f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls "
+                f"cannot have "
                 f"{len(self.sigmas)} sigmas and a table of {self.table.model_calls} calls"
             )
 
@@ -112,7 +115,8 @@ def check_name(name: str) -> str:
         or len(name) > 120
     ):
         raise ValueError(
-            f"{name!r} cannot be a schedule's name: use up to 120 letters, digits, spaces, '-', '_' and '.', "
+            f"{name!r} cannot be a schedule's name: use up to 120 letters, digits, spaces, '-', "
+            f"'_' and '.', "
             "no folders, not starting with '.'"
         )
     return name
@@ -214,7 +218,8 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
             raise TypeError("format_version is no number")
         if version > FORMAT_VERSION:
             raise ScheduleFileError(
-                f"{where} was written by a newer version of LD3 (format {version}, this one reads up to "
+                f"{where} was written by a newer version of LD3 (format {version}, this one "
+                f"reads up to "
                 f"{FORMAT_VERSION}); update the pack"
             )
         info = ScheduleInfo(**{f.name: raw[f.name] for f in fields(ScheduleInfo) if f.name in raw})
@@ -257,7 +262,8 @@ def _plain(value: Any) -> Any:
 
 
 def resampled(sigmas: Tensor, steps: int) -> Tensor:
-    """The schedule stretched to another number of steps: log-linear between its levels, as core's AYS node does.
+    """The schedule stretched to another number of steps: log-linear between its levels, as core's
+    AYS node does.
 
     Args:
         sigmas: (N+1,), last 0 or above.

@@ -1,13 +1,13 @@
 """Any deterministic sampler as one small triangular matrix, read off the real sampler by tracing.
 
-For given noise levels a deterministic sampler is linear in its start state and in the denoised outputs it
-has seen. With M model calls, the m-th at noise level s_m on input X_m:
+For given noise levels a deterministic sampler is linear in its start state and in the denoised
+outputs it has seen. With M model calls, the m-th at noise level s_m on input X_m:
 
     X_m = W[m,0] x_init + sum_{j<m} W[m,j+1] D_j ,   D_m = denoise(X_m, s_m) ,   result = X_M .
 
-Running the sampler once with x_init = e_0 and a stand-in model whose m-th answer is the basis vector
-e_{m+1} makes every x it produces a row of W. No sampler is re-implemented, so parity with what will later
-run is by construction, third-party samplers included.
+Running the sampler once with x_init = e_0 and a stand-in model whose m-th answer is the basis
+vector e_{m+1} makes every x it produces a row of W. No sampler is re-implemented, so parity with
+what will later run is by construction, third-party samplers included.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CALLS_PER_STEP = 4  # more calls a step than any fixed-step sampler makes
 
 
 class UnsupportedSampler(ValueError):
-    """The sampler is not a fixed linear function of its start state and denoised outputs; the text says why."""
+    """The sampler is no fixed linear function of its denoised outputs; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class SolverTable:
     Attributes:
         state_sigmas: (M,) noise level of the input X_m of each model call.
         eval_sigmas: (M,) noise level the network is asked at (equal unless times are decoupled).
-        weights: (M+1, 1+M), row m combines x_init and D_0..D_{m-1} into X_m; the last row is the result.
+        weights: (M+1, 1+M), row m combines x_init and D_0..D_{m-1} into X_m; the last row is the
+        result.
         callback_calls: (steps reported,) int64, the model calls whose output a callback reported.
     """
 
@@ -54,7 +55,8 @@ class SolverTable:
         calls = len(self.state_sigmas)
         if self.eval_sigmas.shape != (calls,) or self.weights.shape != (calls + 1, calls + 1):
             raise ValueError(
-                f"a table of {calls} calls has eval_sigmas ({calls},) and weights ({calls + 1}, {calls + 1}); "
+                f"a table of {calls} calls has eval_sigmas ({calls},) and weights ({calls + 1}, "
+                f"{calls + 1}); "
                 f"got {tuple(self.eval_sigmas.shape)} and {tuple(self.weights.shape)}"
             )
         for name in ("state_sigmas", "eval_sigmas", "weights"):
@@ -78,10 +80,11 @@ class SolverTable:
         return len(self.state_sigmas)
 
     def first_change(self, other: SolverTable) -> int:
-        """The first model call whose input or noise level differs in `other` (M if only the result does).
+        """The first model call whose input or noise level differs in `other` (M if only the result
+        does).
 
-        Everything before it is shared: its denoised outputs hold for both tables. Differences below 1e-10
-        relative are rounding of the trace, far under the float32 a network computes in.
+        Everything before it is shared: its denoised outputs hold for both tables. Differences below
+        1e-10 relative are rounding of the trace, far under the float32 a network computes in.
         """
         for m in range(min(self.model_calls, other.model_calls)):
             mine = torch.cat([self.weights[m, : m + 1], self.eval_sigmas[m : m + 1]])
@@ -91,7 +94,7 @@ class SolverTable:
         return min(self.model_calls, other.model_calls)
 
     def distance(self, other: SolverTable) -> float:
-        """Largest relative difference of weights and noise levels; infinite for another number of calls."""
+        """Largest relative difference; infinite for another number of calls."""
         if self.model_calls != other.model_calls:
             return float("inf")
         pairs = [(self.weights, other.weights), (self.eval_sigmas, other.eval_sigmas)]
@@ -110,7 +113,8 @@ class Sampler:
     Args:
         function: the real sampler, k-diffusion's signature.
         model: the real model wrapper, for samplers that look up its attributes; it is never called.
-        end_scale: factor a runtime applies to the result, given the last sigma as the sampler left it
+        end_scale: factor a runtime applies to the result, given the last sigma as the sampler left
+        it
             (uni_pc leaves 0.001, and flow models divide by 1 - sigma); folded into the last row.
     """
 
@@ -128,11 +132,12 @@ class Sampler:
     def table(self, sigmas: Tensor) -> SolverTable:
         """The sampler's table at sigmas (N+1,).
 
-        The first table of every N is checked: the real sampler must agree with it on a non-linear toy
-        denoiser to 1e-9, and must use the noise levels between the first and the last.
+        The first table of every N is checked: the real sampler must agree with it on a non-linear
+        toy denoiser to 1e-9, and must use the noise levels between the first and the last.
 
         Raises:
-            UnsupportedSampler: stochastic, adaptive, non-linear, guidance-reading or schedule-blind sampler.
+            UnsupportedSampler: stochastic, adaptive, non-linear, guidance-reading or schedule-blind
+            sampler.
             ValueError: sigmas not strictly decreasing.
         """
         table, end = self._trace(sigmas)
@@ -158,7 +163,8 @@ class Sampler:
         def answer(x: Tensor, sigma: Tensor) -> Tensor:
             if len(inputs) == most_calls:
                 raise UnsupportedSampler(
-                    f"it is adaptive: more than {most_calls} model calls for {len(sigmas) - 1} steps"
+                    f"it is adaptive: more than {most_calls} model calls for {len(sigmas) - 1} "
+                    f"steps"
                 )
             inputs.append(x.detach().double().reshape(-1).clone())
             levels.append(float(sigma.reshape(-1)[0]))
@@ -188,7 +194,8 @@ class Sampler:
 
     def _run(self, answer, x: Tensor, sigmas: Tensor, callback=None) -> tuple[Tensor, float]:
         """Run the real sampler in float64; returns its result and the last sigma as it left it."""
-        # a copy: uni_pc overwrites the last entry in place (ComfyUI 0.30.0, comfy/extra_samplers/uni_pc.py)
+        # a copy: uni_pc overwrites the last entry in place (ComfyUI 0.30.0,
+        # comfy/extra_samplers/uni_pc.py)
         sigmas = sigmas.detach().cpu().double().clone()
         dtype = torch.get_default_dtype()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -220,7 +227,8 @@ class Sampler:
         error = float((direct - replayed).abs().max() / direct.abs().max())
         if not error <= REPLAY_TOLERANCE:
             raise UnsupportedSampler(
-                f"it is not linear in the denoised outputs: replaying it is {error:.1e} off (limit {REPLAY_TOLERANCE})"
+                f"it is not linear in the denoised outputs: replaying it is {error:.1e} off "
+                f"(limit {REPLAY_TOLERANCE})"
             )
 
     def _check_uses_sigmas(self, table: SolverTable, sigmas: Tensor) -> None:

@@ -66,7 +66,8 @@ def teach(
     bad = int((~torch.isfinite(target.flatten(1)).all(1)).sum())
     if bad:
         raise ValueError(
-            f"the teacher's result is infinite or undefined (NaN) for {bad} of {len(target)} noises; check that "
+            f"the teacher's result is infinite or undefined (NaN) for {bad} of {len(target)} "
+            f"noises; check that "
             "the model works in a plain KSampler with the teacher's sampler and scheduler"
         )
     return Pairs(noise, latent, target)

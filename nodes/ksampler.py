@@ -17,7 +17,8 @@ class LD3KSampler(io.ComfyNode):
             node_id="LD3KSampler",
             display_name="LD3 KSampler",
             category=CATEGORY,
-            description="Samples as KSampler does, with the sampler, steps and noise levels of a learned schedule.",
+            description="Samples as KSampler does, with the sampler, steps and noise levels of a "
+            "learned schedule.",
             search_aliases=["sample", "few steps", "LD3"],
             inputs=[
                 io.Model.Input(
@@ -57,7 +58,8 @@ class LD3KSampler(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the image is made anew. Away from the schedule's own value its levels are "
+                    tooltip="How much of the image is made anew. Away from the schedule's own "
+                    "value its levels are "
                     "stretched, as many steps starting lower: good, but not learned for it.",
                 ),
             ],

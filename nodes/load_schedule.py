@@ -21,19 +21,22 @@ class LD3LoadSchedule(io.ComfyNode):
             node_id="LD3LoadSchedule",
             display_name="LD3 Load Schedule",
             category=CATEGORY,
-            description="Loads a schedule learned by LD3 Train Schedule, or one somebody gave you, from models/ld3.",
+            description="Loads a schedule learned by LD3 Train Schedule, or one somebody gave "
+            "you, from models/ld3.",
             search_aliases=["load sigmas", "LD3"],
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=folders.schedule_names(),
-                    tooltip="A schedule file in models/ld3. Press R to see files added since ComfyUI started.",
+                    tooltip="A schedule file in models/ld3. Press R to see files added since "
+                    "ComfyUI started.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="The noise levels, for SamplerCustom and any sampler graph, with the sampler beside.",
+                    tooltip="The noise levels, for SamplerCustom and any sampler graph, with the "
+                    "sampler beside.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
@@ -66,6 +69,7 @@ class LD3LoadSchedule(io.ComfyNode):
         info = schedule.info
         tell(
             cls,
-            f"{info.steps} steps of {info.sampler} at cfg {info.cfg:g}, for {info.model_file or info.model_name}",
+            f"{info.steps} steps of {info.sampler} at cfg {info.cfg:g}, for "
+            f"{info.model_file or info.model_name}",
         )
         return io.NodeOutput(schedule.sigmas.clone(), sampler, schedule)

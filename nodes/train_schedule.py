@@ -22,8 +22,10 @@ class LD3TrainSchedule(io.ComfyNode):
             display_name="LD3 Train Schedule",
             category=CATEGORY,
             description=(
-                "Learns where a few-step sampling should place its noise levels, so that it reproduces what the "
-                "model makes in many steps. Needs no training data: the model teaches itself. Saved in models/ld3."
+                "Learns where a few-step sampling should place its noise levels, so that it "
+                "reproduces what the "
+                "model makes in many steps. Needs no training data: the model teaches itself. "
+                "Saved in models/ld3."
             ),
             search_aliases=[
                 "learn sigmas",
@@ -37,26 +39,30 @@ class LD3TrainSchedule(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to learn for, with its LoRAs and patches as you will sample with. Connect "
+                    tooltip="The model to learn for, with its LoRAs and patches as you will "
+                    "sample with. Connect "
                     "no caching node (EasyCache, TeaCache).",
                 ),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="A typical prompt. A schedule learned on one prompt serves others of its kind.",
+                    tooltip="A typical prompt. A schedule learned on one prompt serves others of "
+                    "its kind.",
                 ),
                 io.Conditioning.Input(
                     "negative", tooltip="The negative prompt you use; unused at cfg 1."
                 ),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Gives the size to learn at, usually an empty latent of your usual size; with denoise "
+                    tooltip="Gives the size to learn at, usually an empty latent of your usual "
+                    "size; with denoise "
                     "below 1 the image to start from. Several latents of a batch take turns.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=samplers.sampler_names(),
                     default="dpmpp_2m",
-                    tooltip="The sampler the schedule is for. It must be deterministic: euler, heun, dpmpp_2m, "
+                    tooltip="The sampler the schedule is for. It must be deterministic: euler, "
+                    "heun, dpmpp_2m, "
                     "ipndm, uni_pc, deis, res_multistep and the like; not ancestral, SDE or CFG++.",
                 ),
                 io.Int.Input(
@@ -64,7 +70,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     default=5,
                     min=2,
                     max=50,
-                    tooltip="Sampling steps of the schedule to learn. Most is gained at 3 to 6; above 10 "
+                    tooltip="Sampling steps of the schedule to learn. Most is gained at 3 to 6; "
+                    "above 10 "
                     "standard schedulers are nearly as good, and learning takes long.",
                 ),
                 io.Float.Input(
@@ -74,13 +81,16 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance scale you will sample with (1 = none, half the time). A schedule is best at "
-                    "the scale it was learned at. Typical: 7 for SD and SDXL, 1 for distilled and Flux models.",
+                    tooltip="Guidance scale you will sample with (1 = none, half the time). A "
+                    "schedule is best at "
+                    "the scale it was learned at. Typical: 7 for SD and SDXL, 1 for distilled "
+                    "and Flux models.",
                 ),
                 io.String.Input(
                     "name",
                     default="my_schedule",
-                    tooltip="File name in models/ld3. A name already taken is numbered, never overwritten.",
+                    tooltip="File name in models/ld3. A name already taken is numbered, never "
+                    "overwritten.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -88,20 +98,23 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=0,
                     max=MOST_SEED,
                     control_after_generate=False,
-                    tooltip="Training noise i is what KSampler draws for seed + i. The same seed and settings give "
+                    tooltip="Training noise i is what KSampler draws for seed + i. The same seed "
+                    "and settings give "
                     "the same schedule.",
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
                     options=samplers.sampler_names(),
                     default="dpmpp_2m",
-                    tooltip="Sampler of the many-step reference the schedule shall reproduce. Deterministic.",
+                    tooltip="Sampler of the many-step reference the schedule shall reproduce. "
+                    "Deterministic.",
                 ),
                 io.Combo.Input(
                     "teacher_scheduler",
                     options=samplers.scheduler_names(),
                     default="normal",
-                    tooltip="Scheduler of the reference. Choose what looks best to you in many steps: normal or "
+                    tooltip="Scheduler of the reference. Choose what looks best to you in many "
+                    "steps: normal or "
                     "karras for SD and SDXL, simple or beta for flow models (Flux, SD3).",
                 ),
                 io.Int.Input(
@@ -109,13 +122,15 @@ class LD3TrainSchedule(io.ComfyNode):
                     default=20,
                     min=3,
                     max=1000,
-                    tooltip="Steps of the reference, more than the schedule's. 20 is typical; at high guidance a "
+                    tooltip="Steps of the reference, more than the schedule's. 20 is typical; at "
+                    "high guidance a "
                     "nearer teacher (2 to 4 times the steps) can be easier to follow.",
                 ),
                 io.Boolean.Input(
                     "retrain",
                     default=False,
-                    tooltip="Off: identical settings return the schedule saved before, at once. On: learn anew and "
+                    tooltip="Off: identical settings return the schedule saved before, at once. "
+                    "On: learn anew and "
                     "save under a numbered name.",
                 ),
                 io.Float.Input(
@@ -125,14 +140,16 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Denoise strength you will sample with; below 1 for image to image. 1 is typical.",
+                    tooltip="Denoise strength you will sample with; below 1 for image to image. "
+                    "1 is typical.",
                 ),
                 io.Combo.Input(
                     "distance",
                     options=list(DISTANCES),
                     default="pseudo-huber",
                     advanced=True,
-                    tooltip="How a difference to the reference counts, in latents. pseudo-huber is the safe choice: "
+                    tooltip="How a difference to the reference counts, in latents. pseudo-huber "
+                    "is the safe choice: "
                     "a few samples that turn out entirely different do not rule the rest.",
                 ),
                 io.Int.Input(
@@ -141,7 +158,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=200,
                     advanced=True,
-                    tooltip="Improvement steps of the best start (two others get a third of them). More take "
+                    tooltip="Improvement steps of the best start (two others get a third of "
+                    "them). More take "
                     "proportionally longer; 12 is typical, 24 thorough.",
                 ),
                 io.Int.Input(
@@ -150,8 +168,10 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=4,
                     max=4096,
                     advanced=True,
-                    tooltip="Noises to learn from; half as many more (at least 16) decide which schedule is kept. "
-                    "Each costs one many-step sampling. 32 suffice, below 16 the schedule overfits.",
+                    tooltip="Noises to learn from; half as many more (at least 16) decide which "
+                    "schedule is kept. "
+                    "Each costs one many-step sampling. 32 suffice, below 16 the schedule "
+                    "overfits.",
                 ),
                 io.Int.Input(
                     "heldout_noises",
@@ -159,7 +179,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=4,
                     max=4096,
                     advanced=True,
-                    tooltip="Fresh noises that measure the result and all standard schedulers for the report. They "
+                    tooltip="Fresh noises that measure the result and all standard schedulers "
+                    "for the report. They "
                     "do not change the schedule; 16 save time on a large model.",
                 ),
                 io.Int.Input(
@@ -168,14 +189,16 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
-                    tooltip="Samples a model call. More is faster while memory lasts; the result is the same up to "
+                    tooltip="Samples a model call. More is faster while memory lasts; the result "
+                    "is the same up to "
                     "rounding. 1 for models that barely fit.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="The learned noise levels, for SamplerCustom and any sampler graph. Use them with the "
+                    tooltip="The learned noise levels, for SamplerCustom and any sampler graph. "
+                    "Use them with the "
                     "sampler they were learned for.",
                 ),
                 io.Sampler.Output(
@@ -184,11 +207,13 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 LD3Schedule.Output(
                     display_name="schedule",
-                    tooltip="Sigmas and sampler in one, with where they come from, for LD3 KSampler.",
+                    tooltip="Sigmas and sampler in one, with where they come from, for LD3 "
+                    "KSampler.",
                 ),
                 io.Image.Output(
                     display_name="report",
-                    tooltip="The schedule beside the standard ones, the error while learning, and errors on fresh "
+                    tooltip="The schedule beside the standard ones, the error while learning, "
+                    "and errors on fresh "
                     "noises against all standard schedulers.",
                 ),
             ],

@@ -16,7 +16,8 @@ SAMPLED_VALUES = 64
 def model_fingerprint(model: Any) -> str:
     """Hash of a MODEL's architecture, a fixed sample of its weights, and its patches (LoRA).
 
-    The same after a restart, on another device, and whether or not patches are applied at the moment.
+    The same after a restart, on another device, and whether or not patches are applied at the
+    moment.
     """
     digest = hashlib.sha256(type(model.model).__name__.encode())
     weights = model.model.state_dict()
@@ -49,7 +50,7 @@ def model_file(model: Any) -> str:
 
 
 def settings_hash(settings: dict[str, Any], *contents: Any) -> str:
-    """Hash of settings and of everything else a training depends on (conditionings, latents, guider options)."""
+    """Hash of settings and of all else a training depends on (conditionings, latents)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for content in contents:
         _update(digest, content)

@@ -12,7 +12,7 @@ KEY = "ld3"
 
 
 def register() -> None:
-    """Make `ld3` a model folder of ComfyUI; a key that extra_model_paths.yaml made already is kept and extended."""
+    """Make `ld3` a model folder of ComfyUI; one that extra_model_paths.yaml made is extended."""
     own = Path(__file__).resolve().parents[2] / "schedules"
     folder_paths.add_model_folder_path(
         KEY, str(Path(folder_paths.models_dir) / KEY), is_default=True

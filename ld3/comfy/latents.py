@@ -44,7 +44,8 @@ def noise_for(samples: Tensor, seed: int, batch_index: list[int] | None = None) 
 def training_noises(
     samples: Tensor, seed: int, count: int, batch_index: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Noise i as KSampler draws it for seed + i, and the latent it is added to: two (count, *latent).
+    """Noise i as KSampler draws it for seed + i, and the latent it is added to: two (count,
+    *latent).
 
     Latents of a batch take turns; an element keeps its `batch_index`.
     """

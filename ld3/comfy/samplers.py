@@ -72,6 +72,7 @@ def traceable(sampler: Any, model_sampling: Any, model_wrap: Any = None) -> Samp
 
 def refusal(name: str, error: UnsupportedSampler, model_sampling: Any, sigmas: Tensor) -> str:
     """One sentence: why the sampler cannot be learned for, and which near one can."""
+    reason = f"no schedule can be learned for {name!r}: {error}"
     base = name
     for mark in STOCHASTIC_MARKS:
         base = base.replace(mark, "")
@@ -81,21 +82,21 @@ def refusal(name: str, error: UnsupportedSampler, model_sampling: Any, sigmas: T
                 traceable(sampler_object(candidate), model_sampling).table(sigmas)
             except UnsupportedSampler:
                 continue
-            return f"no schedule can be learned for {name!r}: {error}. Choose a deterministic sampler such as {candidate!r}"
-    return f"no schedule can be learned for {name!r}: {error}"
+            return f"{reason}. Choose a deterministic sampler such as {candidate!r}"
+    return reason
 
 
 def scheduler_sigmas(
     model: Any, sampler: str, scheduler: str, steps: int, denoise: float
 ) -> Tensor:
-    """What a user gets from KSampler: its own first sigma and discarded penultimate one included; float32, CPU."""
+    """What a user gets from KSampler, its discarded penultimate sigma included: float32, CPU."""
     return comfy.samplers.KSampler(
         model, steps, torch.device("cpu"), sampler, scheduler, denoise, model.model_options
     ).sigmas
 
 
 def standard_schedules(model: Any, sampler: str, steps: int, denoise: float) -> dict[str, Tensor]:
-    """Every scheduler of this ComfyUI at the student's steps; one that fails or repeats levels is left out."""
+    """Every scheduler of this ComfyUI; one that fails or repeats levels is left out."""
     schedules = {}
     for name in scheduler_names():
         try:

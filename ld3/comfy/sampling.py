@@ -29,19 +29,23 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
     """Whether a schedule fits a model; returns warnings.
 
     Raises:
-        ValueError: it cannot work: another kind of noise levels, or the sampler is not the one it was learned for.
+        ValueError: it cannot work: another kind of noise levels, or the sampler is not the one it
+        was learned for.
     """
     info, sampling = schedule.info, model.get_model_object("model_sampling")
     kind = samplers.prediction_type(sampling)
     if (kind == "flow") != (info.prediction_type == "flow"):
         raise ValueError(
-            f"schedule {schedule.name!r} was learned for a model with {info.prediction_type!r} noise levels, this "
+            f"schedule {schedule.name!r} was learned for a model with {info.prediction_type!r} "
+            f"noise levels, this "
             f"model has {kind!r} ones; train a schedule for this model with LD3 Train Schedule"
         )
     if float(schedule.sigmas[0]) > 1.001 * float(sampling.sigma_max):
         raise ValueError(
-            f"schedule {schedule.name!r} starts at sigma {float(schedule.sigmas[0]):.4g}, this model's largest is "
-            f"{float(sampling.sigma_max):.4g}; train a schedule for this model with LD3 Train Schedule"
+            f"schedule {schedule.name!r} starts at sigma {float(schedule.sigmas[0]):.4g}, this "
+            f"model's largest is "
+            f"{float(sampling.sigma_max):.4g}; train a schedule for this model with LD3 Train "
+            f"Schedule"
         )
     try:
         table = samplers.traceable(schedule_sampler(schedule), sampling).table(schedule.sigmas)
@@ -51,19 +55,22 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
         logger.info("LD3: the sampler %s could not be read again: %s", info.sampler, error)
     if difference > TABLE_TOLERANCE:
         raise ValueError(
-            f"schedule {schedule.name!r} was learned for another sampler than this ComfyUI's {info.sampler!r} (their "
+            f"schedule {schedule.name!r} was learned for another sampler than this ComfyUI's "
+            f"{info.sampler!r} (their "
             f"steps differ by {difference:.2g}); train it again with LD3 Train Schedule"
         )
     warnings = []
     if fingerprint.model_fingerprint(model) != info.model_fingerprint:
         learned_for = info.model_file or info.model_name or "unknown"
         warnings.append(
-            f"schedule {schedule.name!r} was learned for another model ({learned_for}); the result may be worse than "
+            f"schedule {schedule.name!r} was learned for another model ({learned_for}); the "
+            f"result may be worse than "
             "a standard scheduler's: train one for this model"
         )
     if cfg is not None and abs(cfg - info.cfg) > 1e-6:
         warnings.append(
-            f"schedule {schedule.name!r} was learned at cfg {info.cfg:g}, not {cfg:g}: train one at {cfg:g}"
+            f"schedule {schedule.name!r} was learned at cfg {info.cfg:g}, not {cfg:g}: train one "
+            f"at {cfg:g}"
         )
     return warnings
 
@@ -89,7 +96,7 @@ def sample_with_schedule(
     latent: dict[str, Any],
     denoise: float,
 ) -> dict[str, Any]:
-    """Core sampling with the schedule's sampler and sigmas; the result is SamplerCustom's, bit for bit."""
+    """Core sampling with a schedule's sampler and sigmas: SamplerCustom's result, bit for bit."""
     samples = latent_samples(model, latent)
     sigmas = schedule_sigmas(schedule, denoise)
     result = comfy.sample.sample_custom(

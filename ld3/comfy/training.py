@@ -1,6 +1,7 @@
 """Learn a schedule inside ComfyUI: the training runs as a Sampler of a guider.
 
-So model loading, conditioning, hooks, memory and cleanup are ComfyUI's own, and any GUIDER can be trained.
+So model loading, conditioning, hooks, memory and cleanup are ComfyUI's own, and any GUIDER can be
+trained.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class TrainingRequest:
             )
         if self.teacher_steps <= self.steps:
             raise ValueError(
-                f"teacher_steps is {self.teacher_steps} and steps {self.steps}; the teacher must take more steps "
+                f"teacher_steps is {self.teacher_steps} and steps {self.steps}; the teacher must "
+                f"take more steps "
                 "than the student (20 is typical)"
             )
         if not 0 < self.denoise <= 1:
@@ -214,7 +216,7 @@ def train_schedule(
 
 
 class _TrainingSampler(comfy.samplers.Sampler):
-    """Runs the training where a guider expects a sampler; results are left in `sigmas`, `table`, `report`."""
+    """Trains where a guider expects a sampler; leaves `sigmas`, `table` and `report`."""
 
     noises: Tensor
     latents: Tensor

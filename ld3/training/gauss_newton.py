@@ -4,13 +4,14 @@ A schedule has 2-9 free numbers u. Differences of whole rollouts give the studen
 
     J_i[:, k] = (Phi(u + h e_k; x_i) - Phi(u; x_i)) / h ,
 
-at N + N(N-1)/2 model calls a noise: calls before the first one that level k touches are shared. The damped,
-reweighted normal equations (Levenberg 1944, Marquardt 1963; Holland & Welsch 1977)
+at N + N(N-1)/2 model calls a noise: calls before the first one that level k touches are shared.
+The damped, reweighted normal equations (Levenberg 1944, Marquardt 1963; Holland & Welsch 1977)
 
     A = sum_i w_i J_i^T J_i ,  g = sum_i w_i J_i^T r_i ,  step = -(A + mu diag A)^-1 g
 
-are averaged over iterations with fresh noises, so few noises an iteration suffice. Finite steps in u are also
-the better derivative: a network's local derivative in time is mostly ripple of its time embedding.
+are averaged over iterations with fresh noises, so few noises an iteration suffice. Finite steps in
+u are also the better derivative: a network's local derivative in time is mostly ripple of its time
+embedding.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class GaussNewtonSettings:
         difference: step h in u; 0.05 for float32 and half precision, 0.1 for quantised weights.
         damping: mu.
         memory: share of the running averages of A and g that an iteration keeps.
-        largest_step, smallest_step: cap on |step| in u, falling geometrically from first to last iteration.
+        largest_step, smallest_step: cap on |step| in u, falling geometrically from first to last
+        iteration.
     """
 
     noises: int = 8
@@ -61,7 +63,7 @@ def normal_equations(
     batch_size: int,
     difference: float,
 ) -> tuple[Tensor, Tensor]:
-    """A (N-1, N-1) and g (N-1,) of the weighted least-squares problem at u, means over pairs, float64."""
+    """A (N-1, N-1) and g (N-1,) of the weighted least squares at u, means over pairs, float64."""
     free = len(u)
     a, g = torch.zeros(free, free, dtype=torch.float64), torch.zeros(free, dtype=torch.float64)
     sigmas = parameters.sigmas(u)

@@ -1,12 +1,14 @@
 """Where to start: schedules found on the teacher's own trajectories, without a single model call.
 
-Near a teacher trajectory x_T(s) with denoised outputs D_T(s) the denoiser of data with variance sd^2 is about
+Near a teacher trajectory x_T(s) with denoised outputs D_T(s) the denoiser of data with variance
+sd^2 is about
 
     D(x; s) = D_T(s) + sd^2 / (sd^2 + s^2) (x - x_T(s)) :
 
-exact on the trajectory, and with the slope a Gaussian of the data's variance would have off it. Running the
-student with this surrogate costs arithmetic only, so hundreds of schedules can be tried. A random population,
-refined member by member, keeps the several basins a schedule's error has; the real model then chooses.
+exact on the trajectory, and with the slope a Gaussian of the data's variance would have off it.
+Running the student with this surrogate costs arithmetic only, so hundreds of schedules can be
+tried. A random population, refined member by member, keeps the several basins a schedule's error
+has; the real model then chooses.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class TrajectorySurrogate:
 
     Args:
         table: the teacher's table.
-        history: [x_init, D_0, ..] of its rollout, each (n, *latent); a fixed sample of elements is kept.
+        history: [x_init, D_0, ..] of its rollout, each (n, *latent); a fixed sample of elements is
+        kept.
         result: the teacher's samples (n, *latent).
         coordinate: outputs are interpolated linearly in this coordinate of sigma.
     """

@@ -31,7 +31,7 @@ class TrainingSettings:
 
     Attributes:
         steps: N of the student.
-        training_noises, validation_noises, test_noises: sizes of the three sets. The first makes steps,
+        training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
             the second chooses the schedule, the third is only reported.
         iterations: Gauss-Newton iterations of the best start (the others get a third of them).
         distance: one of `ld3.metrics.DISTANCES`.
@@ -65,7 +65,8 @@ class Report:
         heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
         initial_error: the same for the schedule the descent began with.
         chosen: "learned", or the name of the standard schedule that won on validation.
-        teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and on
+        teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and
+        on
             measuring the test noises.
     """
 
@@ -82,7 +83,7 @@ class Report:
     report_calls: int = 0
 
     def best_baseline(self, key: str = "heldout_error") -> str | None:
-        """The standard schedule with the least error among those of at most the student's model calls."""
+        """The standard schedule with the least error at no more model calls than the student."""
         fair = {n: b[key] for n, b in self.baselines.items() if b["counted"] and key in b}
         return min(fair, key=lambda n: fair[n]) if fair else None
 
@@ -93,7 +94,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Progress:
-    """Handed to the watcher: what is going on, model calls done and planned, and the report so far."""
+    """Handed to the watcher: what goes on, model calls done and planned, and the report."""
 
     stage: str
     calls: int
@@ -111,7 +112,8 @@ class ScheduleTraining:
         model: the student's and the teacher's network.
         student: the sampler to learn for.
         teacher_table, teacher_sigmas: the many-step reference.
-        baselines: name -> sigmas of standard schedules; each is a competitor, and a start where it fits.
+        baselines: name -> sigmas of standard schedules; each is a competitor, and a start where it
+        fits.
         settings: sizes and constants.
         start_sigma: first level of the learned schedule.
         end_sigma: last level; 0 unless the schedule is the first part of a split sampling.
@@ -143,12 +145,14 @@ class ScheduleTraining:
             )
         if not self.parameters.room_for(steps):
             raise ValueError(
-                f"steps is {steps}; between sigma {start_sigma:.4g} and {self.parameters.floor:.4g} so many noise "
+                f"steps is {steps}; between sigma {start_sigma:.4g} and "
+                f"{self.parameters.floor:.4g} so many noise "
                 "levels cannot be told apart: use fewer steps"
             )
         if len(teacher_sigmas) - 1 <= steps:
             raise ValueError(
-                f"teacher steps are {len(teacher_sigmas) - 1}, student steps {steps}; the teacher must take more "
+                f"teacher steps are {len(teacher_sigmas) - 1}, student steps {steps}; the "
+                f"teacher must take more "
                 "steps than the student (20 is typical)"
             )
         self.report = Report()
@@ -223,7 +227,7 @@ class ScheduleTraining:
         return Distance(self.settings.distance, max(float(deviations.median()), 1e-6))
 
     def _learn(self, training: Pairs, validation: Pairs) -> tuple[Tensor, float]:
-        """Screen starts, descend from the best three, go on with the best: (u, validation error)."""
+        """Screen starts, descend from three, go on with the best: (u, validation error)."""
         s = self.settings
         starts = self._screened_starts(training, validation)
         self.report.start = starts[0][1]
