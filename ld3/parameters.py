@@ -81,19 +81,24 @@ class StepParameters:
         return lower + MIN_GAP * max(steps - 2, 0) <= upper
 
     def moved(self, u: Tensor, step: Tensor) -> Tensor:
-        """u + step, cut back level by level so that every gap keeps 30 % of its size and the least gap."""
-        previous_old = previous_new = self.bounds()[0] + MIN_GAP
-        moved = torch.empty_like(u)
-        for k in range(len(u)):
-            gap = previous_old - float(u[k])
-            limit = previous_new - max(KEPT_GAP * gap, MIN_GAP)
-            moved[k] = min(float(u[k] + step[k]), limit)
-            previous_old, previous_new = float(u[k]), float(moved[k])
-        # from the other side: a level moving down must not overrun the 30 % of the gap below it
-        for k in range(len(u) - 2, -1, -1):
-            gap = float(u[k] - u[k + 1])
-            moved[k] = max(float(moved[k]), float(moved[k + 1]) + min(KEPT_GAP * gap, MIN_GAP))
-        return self.separated(moved)
+        """u + step, cut back so that every gap keeps 30 % of its size, but at least the least gap.
+
+        Gaps lie between levels, up to the start, and down to an end above 0; u must be separated.
+        """
+        upper, lower = self.bounds()
+        above = torch.cat([u.new_tensor([upper + MIN_GAP]), u[:-1]])
+        kept = [max(KEPT_GAP * gap, MIN_GAP) for gap in (above - u).tolist()]
+        moved = (u + step).tolist()
+        limit = upper + MIN_GAP
+        for k in range(len(moved)):
+            limit = moved[k] = min(moved[k], limit - kept[k])
+        limit = lower
+        if self.end > 0:
+            limit += max(KEPT_GAP * (float(u[-1]) - lower + MIN_GAP) - MIN_GAP, 0.0)
+        for k in range(len(moved) - 1, -1, -1):
+            moved[k] = max(moved[k], limit)
+            limit = moved[k] + kept[k]
+        return u.new_tensor(moved)
 
     def probe_step(self, u: Tensor, k: int, h: float) -> float:
         """A signed difference step for level k of about h that stays well inside its gaps."""
