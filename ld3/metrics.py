@@ -46,7 +46,8 @@ class Distance:
         square = r.pow(2).mean(1)
         if self.name == "l2":
             return square
-        return (square + self.scale**2).sqrt() - self.scale
+        # sqrt(square + scale^2) - scale without its cancellation where square is small
+        return square / ((square + self.scale**2).sqrt() + self.scale)
 
     def weights(self, residual: Tensor) -> Tensor:
         """Least-squares weights, (batch, elements) or (batch, 1) to broadcast, of mean squared residuals."""
