@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from . import emoji
+from .muon import Muon
 
 log = logging.getLogger("demo.train")
 CAPTION_DROPOUT = 0.1
@@ -112,20 +113,27 @@ class Trainer:
         self.sigmas = base.model_sampling.sigmas
         self.cumulative = timestep_distribution(self.sigmas)
         self.parameters = [*self.network.parameters(), *self.words.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(self.network.parameters()), "factor": 1.0},
-                # A rare word gets few gradients; a higher rate lets it catch up.
-                {"params": list(self.words.parameters()), "factor": 3.0},
-            ],
-            lr=options.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            fused=True,
-        )
+        self.optimizers = self.make_optimizers()
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         self.seconds = 0.0
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the inner matrices; AdamW for the ends, biases, norms and words."""
+        ends = {"input_blocks.0.0.weight", "out.2.weight"}
+        matrices, others = [], []
+        for name, parameter in self.network.named_parameters():
+            inner = parameter.ndim > 1 and name not in ends
+            (matrices if inner else others).append(parameter)
+        adam_groups = [
+            {"params": others, "factor": 1.0},
+            # A rare word gets few gradients; a higher rate lets it catch up.
+            {"params": list(self.words.parameters()), "factor": 3.0},
+        ]
+        return [
+            Muon([{"params": matrices, "factor": 1.5}], lr=0.0),
+            torch.optim.AdamW(adam_groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
 
     def learning_rate(self) -> float:
         """Warm-up, a long constant phase, a linear fall to zero."""
@@ -159,10 +167,11 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         keep = min(EMA_DECAY, self.step / (self.step + 10))
         with torch.no_grad():
@@ -176,7 +185,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "words": self.words.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -203,7 +212,8 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.words.load_state_dict(state["words"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         log.info("resumed at step %d", self.step)
 
