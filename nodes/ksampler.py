@@ -59,8 +59,8 @@ class LD3KSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="How much of the image is made anew. Away from the schedule's own "
-                    "value its levels are "
-                    "stretched, as many steps starting lower: good, but not learned for it.",
+                    "value its levels are stretched, as many steps starting lower: good, but not "
+                    "learned for it.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent, for VAE Decode.")],

@@ -21,8 +21,8 @@ class LD3LoadSchedule(io.ComfyNode):
             node_id="LD3LoadSchedule",
             display_name="LD3 Load Schedule",
             category=CATEGORY,
-            description="Loads a schedule learned by LD3 Train Schedule, or one somebody gave "
-            "you, from models/ld3.",
+            description="Loads a schedule learned by LD3 Train Schedule, or one somebody gave you, "
+            "from models/ld3.",
             search_aliases=["load sigmas", "LD3"],
             inputs=[
                 io.Combo.Input(

@@ -23,9 +23,8 @@ class LD3TrainSchedule(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Learns where a few-step sampling should place its noise levels, so that it "
-                "reproduces what the "
-                "model makes in many steps. Needs no training data: the model teaches itself. "
-                "Saved in models/ld3."
+                "reproduces what the model makes in many steps. Needs no training data: the model "
+                "teaches itself. Saved in models/ld3."
             ),
             search_aliases=[
                 "learn sigmas",
@@ -39,9 +38,8 @@ class LD3TrainSchedule(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to learn for, with its LoRAs and patches as you will "
-                    "sample with. Connect "
-                    "no caching node (EasyCache, TeaCache).",
+                    tooltip="The model to learn for, with its LoRAs and patches as you will sample "
+                    "with. Connect no caching node (EasyCache, TeaCache).",
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -54,16 +52,16 @@ class LD3TrainSchedule(io.ComfyNode):
                 io.Latent.Input(
                     "latent_image",
                     tooltip="Gives the size to learn at, usually an empty latent of your usual "
-                    "size; with denoise "
-                    "below 1 the image to start from. Several latents of a batch take turns.",
+                    "size; with denoise below 1 the image to start from. Several latents of a "
+                    "batch take turns.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=samplers.sampler_names(),
                     default="dpmpp_2m",
                     tooltip="The sampler the schedule is for. It must be deterministic: euler, "
-                    "heun, dpmpp_2m, "
-                    "ipndm, uni_pc, deis, res_multistep and the like; not ancestral, SDE or CFG++.",
+                    "heun, dpmpp_2m, ipndm, uni_pc, deis, res_multistep and the like; not "
+                    "ancestral, SDE or CFG++.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -71,8 +69,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=2,
                     max=50,
                     tooltip="Sampling steps of the schedule to learn. Most is gained at 3 to 6; "
-                    "above 10 "
-                    "standard schedulers are nearly as good, and learning takes long.",
+                    "above 10 standard schedulers are nearly as good, and learning takes long.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -82,9 +79,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="Guidance scale you will sample with (1 = none, half the time). A "
-                    "schedule is best at "
-                    "the scale it was learned at. Typical: 7 for SD and SDXL, 1 for distilled "
-                    "and Flux models.",
+                    "schedule is best at the scale it was learned at. Typical: 7 for SD and SDXL, "
+                    "1 for distilled and Flux models.",
                 ),
                 io.String.Input(
                     "name",
@@ -99,8 +95,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=MOST_SEED,
                     control_after_generate=False,
                     tooltip="Training noise i is what KSampler draws for seed + i. The same seed "
-                    "and settings give "
-                    "the same schedule.",
+                    "and settings give the same schedule.",
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
@@ -114,8 +109,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     options=samplers.scheduler_names(),
                     default="normal",
                     tooltip="Scheduler of the reference. Choose what looks best to you in many "
-                    "steps: normal or "
-                    "karras for SD and SDXL, simple or beta for flow models (Flux, SD3).",
+                    "steps: normal or karras for SD and SDXL, simple or beta for flow models "
+                    "(Flux, SD3).",
                 ),
                 io.Int.Input(
                     "teacher_steps",
@@ -123,15 +118,14 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=3,
                     max=1000,
                     tooltip="Steps of the reference, more than the schedule's. 20 is typical; at "
-                    "high guidance a "
-                    "nearer teacher (2 to 4 times the steps) can be easier to follow.",
+                    "high guidance a nearer teacher (2 to 4 times the steps) can be easier to "
+                    "follow.",
                 ),
                 io.Boolean.Input(
                     "retrain",
                     default=False,
                     tooltip="Off: identical settings return the schedule saved before, at once. "
-                    "On: learn anew and "
-                    "save under a numbered name.",
+                    "On: learn anew and save under a numbered name.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -140,17 +134,17 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Denoise strength you will sample with; below 1 for image to image. "
-                    "1 is typical.",
+                    tooltip="Denoise strength you will sample with; below 1 for image to image. 1 "
+                    "is typical.",
                 ),
                 io.Combo.Input(
                     "distance",
                     options=list(DISTANCES),
                     default="pseudo-huber",
                     advanced=True,
-                    tooltip="How a difference to the reference counts, in latents. pseudo-huber "
-                    "is the safe choice: "
-                    "a few samples that turn out entirely different do not rule the rest.",
+                    tooltip="How a difference to the reference counts, in latents. pseudo-huber is "
+                    "the safe choice: a few samples that turn out entirely different do not rule "
+                    "the rest.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -158,9 +152,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=200,
                     advanced=True,
-                    tooltip="Improvement steps of the best start (two others get a third of "
-                    "them). More take "
-                    "proportionally longer; 12 is typical, 24 thorough.",
+                    tooltip="Improvement steps of the best start (two others get a third of them). "
+                    "More take proportionally longer; 12 is typical, 24 thorough.",
                 ),
                 io.Int.Input(
                     "training_noises",
@@ -168,10 +161,9 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=4,
                     max=4096,
                     advanced=True,
-                    tooltip="Noises to learn from; half as many more (at least 16) decide which "
-                    "schedule is kept. "
-                    "Each costs one many-step sampling. 32 suffice, below 16 the schedule "
-                    "overfits.",
+                    tooltip="Noises to learn from; as many more (at least 16) decide which "
+                    "schedule is kept. Each costs one many-step sampling. 32 suffice, below 16 the "
+                    "schedule overfits.",
                 ),
                 io.Int.Input(
                     "heldout_noises",
@@ -179,9 +171,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=4,
                     max=4096,
                     advanced=True,
-                    tooltip="Fresh noises that measure the result and all standard schedulers "
-                    "for the report. They "
-                    "do not change the schedule; 16 save time on a large model.",
+                    tooltip="Fresh noises that measure the result and all standard schedulers for "
+                    "the report. They do not change the schedule; 16 save time on a large model.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -190,16 +181,14 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=256,
                     advanced=True,
                     tooltip="Samples a model call. More is faster while memory lasts; the result "
-                    "is the same up to "
-                    "rounding. 1 for models that barely fit.",
+                    "is the same up to rounding. 1 for models that barely fit.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
                     tooltip="The learned noise levels, for SamplerCustom and any sampler graph. "
-                    "Use them with the "
-                    "sampler they were learned for.",
+                    "Use them with the sampler they were learned for.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
@@ -212,9 +201,8 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="report",
-                    tooltip="The schedule beside the standard ones, the error while learning, "
-                    "and errors on fresh "
-                    "noises against all standard schedulers.",
+                    tooltip="The schedule beside the standard ones, the error while learning, and "
+                    "errors on fresh noises against all standard schedulers.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

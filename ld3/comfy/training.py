@@ -79,7 +79,7 @@ class TrainingRequest:
         return TrainingSettings(
             steps=self.steps,
             training_noises=self.training_noises,
-            validation_noises=max(16, self.training_noises // 2),
+            validation_noises=max(16, self.training_noises),
             test_noises=self.heldout_noises,
             iterations=self.iterations,
             distance=self.distance,

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 STARTS = 3  # schedules that get a descent of their own: basins differ more than optimisers do
 TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
+CANDIDATES = 12  # schedules found on them that the real model screens
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class ScheduleTraining:
             self.settings.seed,
             lambda: self._tell("searching starts on the teacher's trajectory"),
         )
-        return found[:6]
+        return found[:CANDIDATES]
 
     def _error(self, sigmas: Tensor, pairs: Pairs) -> float:
         """Mean distance of a schedule's samples to the teacher's; infinite if any is not finite."""
