@@ -86,6 +86,7 @@ def pack_nodes(pack: ModuleType) -> dict[str, type]:
 
     async def node_list() -> list[type]:
         extension = await pack.comfy_entrypoint()
+        await extension.on_load()  # as core does, first
         return await extension.get_node_list()
 
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(node_list())}
