@@ -12,6 +12,7 @@ what will later run is by construction, third-party samplers included.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ SamplerFunction = Callable[..., Tensor]
 
 REPLAY_TOLERANCE = 1e-9
 SPARE = 4  # basis directions no model call owns: whatever appears there is noise
+GLOBAL_STATE = threading.RLock()  # held while the default dtype and random state are borrowed
 CALLS_PER_STEP = 4  # more calls a step than any fixed-step sampler makes
 
 
@@ -52,12 +54,13 @@ class SolverTable:
     callback_calls: Tensor
 
     def __post_init__(self) -> None:
-        calls = len(self.state_sigmas)
-        if self.eval_sigmas.shape != (calls,) or self.weights.shape != (calls + 1, calls + 1):
+        calls = self.state_sigmas.numel()
+        shapes = [tuple(t.shape) for t in (self.state_sigmas, self.eval_sigmas, self.weights)]
+        expected = [(calls,), (calls,), (calls + 1, calls + 1)]
+        if shapes != expected:
             raise ValueError(
-                f"a table of {calls} calls has eval_sigmas ({calls},) and weights ({calls + 1}, "
-                f"{calls + 1}); "
-                f"got {tuple(self.eval_sigmas.shape)} and {tuple(self.weights.shape)}"
+                f"a table of {calls} calls has state_sigmas, eval_sigmas and weights of shapes "
+                f"{expected}; got {shapes}"
             )
         for name in ("state_sigmas", "eval_sigmas", "weights"):
             if not torch.isfinite(getattr(self, name)).all():
@@ -197,9 +200,9 @@ class Sampler:
         # a copy: uni_pc overwrites the last entry in place (ComfyUI 0.30.0,
         # comfy/extra_samplers/uni_pc.py)
         sigmas = sigmas.detach().cpu().double().clone()
-        dtype = torch.get_default_dtype()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with GLOBAL_STATE, torch.random.fork_rng(devices=[]), torch.no_grad():
             # uni_pc builds tensors of the default dtype; the caller's is restored whatever happens
+            dtype = torch.get_default_dtype()
             torch.set_default_dtype(torch.float64)
             try:
                 result = self.function(

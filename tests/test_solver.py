@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -306,6 +307,15 @@ def test_tracing_leaves_global_state_and_the_callers_sigmas_alone() -> None:
     assert torch.equal(sigmas, kept) and sigmas.dtype == kept.dtype
     assert torch.get_default_dtype() == default
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_traces_in_several_threads_leave_the_default_dtype_alone() -> None:
+    default, sampler = torch.get_default_dtype(), traceable(sampler_object("heun"), SAMPLING["eps"])
+    sigmas = schedule("eps", 6)
+    with ThreadPoolExecutor(8) as pool:
+        tables = list(pool.map(sampler.table, [sigmas] * 64))
+    assert torch.get_default_dtype() == default
+    assert all(torch.equal(table.weights, tables[0].weights) for table in tables)
 
 
 def euler(
