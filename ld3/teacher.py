@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -48,26 +53,66 @@ def student_samples(
     return rollout(table, model, [model.scale_noise(pairs.noise, pairs.latent, float(sigmas[0]))])
 
 
-def teach(
-    model: Model, table: SolverTable, sigmas: Tensor, noise: Tensor, latent: Tensor, batch_size: int
-) -> Pairs:
-    """Sample every noise with the teacher's table.
+class TargetStore:
+    """Teacher targets on disk: the next training with the same teacher need not sample them again.
 
     Args:
-        noise, latent: (n, *latent).
+        folder: where the files lie, one a batch; made when needed.
+        key: everything but noises and latents that decides a target (model, prompt, teacher, ..).
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder, self._key = folder, key
+
+    def get(self, noise: Tensor, latent: Tensor) -> Tensor | None:
+        """The target of a batch, or None if it is not there or cannot be read."""
+        path = self._path(noise, latent)
+        try:
+            target = safetensors.torch.load_file(path)["target"] if path.is_file() else None
+        except (safetensors.SafetensorError, OSError, KeyError):
+            return None
+        return target if target is not None and target.shape == noise.shape else None
+
+    def put(self, noise: Tensor, latent: Tensor, target: Tensor) -> None:
+        """Keep the target of a batch; the file appears whole or not at all."""
+        path = self._path(noise, latent)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        safetensors.torch.save_file({"target": target.cpu().contiguous()}, temporary)
+        os.replace(temporary, path)
+
+    def _path(self, noise: Tensor, latent: Tensor) -> Path:
+        digest = hashlib.sha256(self._key.encode())
+        for tensor in (noise, latent):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return self._folder / f"{digest.hexdigest()[:40]}.safetensors"
+
+
+def teach(
+    model: Model,
+    table: SolverTable,
+    sigmas: Tensor,
+    noise: Tensor,
+    latent: Tensor,
+    store: TargetStore | None = None,
+) -> Pairs:
+    """Sample one batch of noises (n, *latent) with the teacher's table, or take it from `store`.
 
     Raises:
         ValueError: the model returned infinite or undefined values.
     """
-    targets = []
-    for batch in Pairs(noise, latent, torch.zeros_like(noise)).batches(batch_size, model.device):
-        targets.append(student_samples(model, table, sigmas, batch)[0].to(noise.device))
-    target = torch.cat(targets)
+    target = store.get(noise, latent) if store else None
+    if target is not None:
+        return Pairs(noise, latent, target)
+    batch = Pairs(noise.to(model.device), latent.to(model.device), noise)
+    target = student_samples(model, table, sigmas, batch)[0].to(noise.device)
     bad = int((~torch.isfinite(target.flatten(1)).all(1)).sum())
     if bad:
         raise ValueError(
             f"the teacher's result is infinite or undefined (NaN) for {bad} of {len(target)} "
-            f"noises; check that "
-            "the model works in a plain KSampler with the teacher's sampler and scheduler"
+            "noises; check that the model works in a plain KSampler with the teacher's sampler and "
+            "scheduler"
         )
+    if store:
+        store.put(noise, latent, target)
     return Pairs(noise, latent, target)

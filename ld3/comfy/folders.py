@@ -28,6 +28,11 @@ def save_folder() -> Path:
     return Path(folder_paths.get_folder_paths(KEY)[0])
 
 
+def target_folder() -> Path:
+    """Where teacher targets are kept until ComfyUI, which empties it, starts again."""
+    return Path(folder_paths.get_temp_directory()) / KEY
+
+
 def schedule_names() -> list[str]:
     """File names of all schedules, as a combo shows them."""
     return folder_paths.get_filename_list(KEY)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..metrics import DISTANCES
 from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
 from ..solver import UnsupportedSampler
+from ..teacher import TargetStore
 from ..training.loop import Report, ScheduleTraining, TrainingSettings
 from ..version import __version__
 from . import fingerprint, folders, samplers
@@ -73,6 +74,18 @@ class TrainingRequest:
         for name in ("iterations", "training_noises", "heldout_noises", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+
+    def teacher_facts(self) -> dict[str, Any]:
+        """What decides the teacher's targets for a noise (the batch size in their last bits)."""
+        names = (
+            "teacher_sampler",
+            "teacher_scheduler",
+            "teacher_steps",
+            "cfg",
+            "denoise",
+            "batch_size",
+        )
+        return {name: getattr(self, name) for name in names}
 
     def settings(self) -> TrainingSettings:
         """The constants of the training loop."""
@@ -156,20 +169,17 @@ def train_schedule(
     samples = latent_samples(model, latent)
     batch_index = latent.get("batch_index")
     model_id = fingerprint.model_fingerprint(model)
-    key = fingerprint.settings_hash(
-        asdict(request)
-        | {"model": model_id, "options": fingerprint.options_of(model), "method": METHOD},
-        positive,
-        negative if request.cfg != 1 else None,
-        samples,
-        batch_index,
-    )
+    facts = {"model": model_id, "options": fingerprint.options_of(model), "method": METHOD}
+    prompts = positive, negative if request.cfg != 1 else None
+    key = fingerprint.settings_hash(asdict(request) | facts, *prompts, samples, batch_index)
+    teacher_key = fingerprint.settings_hash(request.teacher_facts() | facts, *prompts)
     saved = None if retrain else _saved(key, name)
     if saved is not None:
         return TrainingResult(load(saved), saved, trained=False, seconds=0.0)
 
     started = time.monotonic()
     run = _TrainingSampler(model, request)
+    run.store = TargetStore(folders.target_folder(), teacher_key)
     run.noises, run.latents = training_noises(
         samples, request.seed, request.settings().noises, batch_index
     )
@@ -220,6 +230,7 @@ class _TrainingSampler(comfy.samplers.Sampler):
 
     noises: Tensor
     latents: Tensor
+    store: TargetStore
     sigmas: Tensor
     report: Report
 
@@ -272,6 +283,7 @@ class _TrainingSampler(comfy.samplers.Sampler):
                 self.request.settings(),
                 start_sigma=self._start_sigma(sampling),
                 watch=progress,
+                store=self.store,
             )
             model.calls = 0
             self.sigmas, self.report = training.run(self.noises, latents)

@@ -15,7 +15,7 @@ from ..metrics import Distance, rmse
 from ..model import Model
 from ..parameters import StepParameters
 from ..solver import Sampler, SolverTable
-from ..teacher import Pairs, student_samples, teach
+from ..teacher import Pairs, TargetStore, student_samples, teach
 from .gauss_newton import GaussNewton, GaussNewtonSettings
 from .initial import TrajectorySurrogate, surrogate_starts
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 STARTS = 3  # schedules that get a descent of their own: basins differ more than optimisers do
 TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
 CANDIDATES = 12  # schedules found on them that the real model screens
+DIFFERENT = 0.3  # in u: starts nearer to each other share a basin
+SCREENING_NOISES = 16  # of the validation noises; they rank starts and standard schedules
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Report:
 
     Attributes:
         history: one entry an iteration: start name, model calls so far, validation error.
-        baselines: scheduler -> {sigmas, model_calls, validation_error, heldout_error}.
+        baselines: scheduler -> {sigmas, model_calls, counted, screening_error, heldout_error}; the
+            best by screening also has its validation_error.
         heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
         initial_error: the same for the schedule the descent began with.
         chosen: "learned", or the name of the standard schedule that won on validation.
@@ -119,6 +122,7 @@ class ScheduleTraining:
         start_sigma: first level of the learned schedule.
         end_sigma: last level; 0 unless the schedule is the first part of a split sampling.
         watch: told about progress after every batch of work.
+        store: where the teacher's targets are kept for the next training.
 
     Raises:
         ValueError: too few or too many steps, a weak teacher, or too few noises.
@@ -135,7 +139,9 @@ class ScheduleTraining:
         start_sigma: float,
         end_sigma: float = 0.0,
         watch: Watcher = lambda progress: None,
+        store: TargetStore | None = None,
     ) -> None:
+        self.store = store
         self.model, self.student, self.settings, self.watch = model, student, settings, watch
         self.teacher_table, self.teacher_sigmas = teacher_table, teacher_sigmas
         self.parameters = StepParameters(model.coordinate, start_sigma, model.sigma_min, end_sigma)
@@ -201,19 +207,12 @@ class ScheduleTraining:
         return tables
 
     def _teach(self, noise: Tensor, latent: Tensor, name: str) -> Pairs:
-        pairs = []
-        for i in range(0, len(noise), self.settings.batch_size):
+        size, pairs = self.settings.batch_size, []
+        for i in range(0, len(noise), size):
             self._tell(f"teacher: {name} noises")
-            part = slice(i, i + self.settings.batch_size)
+            batch = noise[i : i + size], latent[i : i + size]
             pairs.append(
-                teach(
-                    self.model,
-                    self.teacher_table,
-                    self.teacher_sigmas,
-                    noise[part],
-                    latent[part],
-                    self.settings.batch_size,
-                )
+                teach(self.model, self.teacher_table, self.teacher_sigmas, *batch, self.store)
             )
         return Pairs(
             *(torch.cat([getattr(p, f) for p in pairs]) for f in ("noise", "latent", "target"))
@@ -263,24 +262,30 @@ class ScheduleTraining:
     def _screened_starts(
         self, training: Pairs, validation: Pairs
     ) -> list[tuple[float, str, Tensor]]:
+        """The best starts that differ, as (validation error, name, u), best first."""
+        few = validation[:SCREENING_NOISES]
         scored: list[tuple[float, str, Tensor]] = []
         for name, (sigmas, table) in self.baselines.items():
             self._tell(f"screening: {name}")
-            error = self._error(sigmas, validation)
-            self.report.baselines[name]["validation_error"] = error
+            error = self._error(sigmas, few)
+            self.report.baselines[name]["screening_error"] = error
             if len(sigmas) == self.settings.steps + 1 and table.model_calls == self.student_calls:
                 scored.append((error, name, self.parameters.from_sigmas(sigmas)))
+        best = self.report.best_baseline("screening_error")
+        if best is not None:
+            error = self._error(self.baselines[best][0], validation)
+            self.report.baselines[best]["validation_error"] = error
         for i, u in enumerate(self._surrogate_starts(training)):
             self._tell("screening: starts from the teacher's trajectory")
-            scored.append(
-                (self._error(self.parameters.sigmas(u), validation), f"trajectory {i + 1}", u)
-            )
-        scored.sort(key=lambda c: c[0])
+            error = self._error(self.parameters.sigmas(u), few)
+            scored.append((error, f"trajectory {i + 1}", u))
         kept: list[tuple[float, str, Tensor]] = []
-        for candidate in scored:
-            if all(float((candidate[2] - k[2]).abs().max()) > 0.3 for k in kept):
+        for candidate in sorted(scored, key=lambda c: c[0]):
+            if all(float((candidate[2] - k[2]).abs().max()) > DIFFERENT for k in kept):
                 kept.append(candidate)
-        return kept[:STARTS]
+        errors = [self._error(self.parameters.sigmas(u), validation) for _, _, u in kept[:STARTS]]
+        starts = [(e, name, u) for e, (_, name, u) in zip(errors, kept, strict=False)]
+        return sorted(starts, key=lambda c: c[0])
 
     def _surrogate_starts(self, training: Pairs) -> list[Tensor]:
         few = training[: min(TRAJECTORIES, self.settings.batch_size)]
@@ -353,7 +358,8 @@ class ScheduleTraining:
         competitors = len(self.baselines)
         return (
             s.noises * self.teacher_table.model_calls
-            + s.validation_noises * calls * (competitors + 7)
+            + calls * SCREENING_NOISES * (competitors + CANDIDATES)
+            + calls * s.validation_noises * (STARTS + 2)
             + iterations * iteration
             + s.test_noises * calls * (competitors + 2)
         )
