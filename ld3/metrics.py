@@ -25,8 +25,9 @@ class Distance:
 
     Attributes:
         name: one of `DISTANCES`.
-        scale: the residual (RMSE) from which pseudo-Huber turns from square to linear, so that a few
-            samples that fall into another mode do not rule the rest; also L1's smoothing (1 % of it).
+        scale: the residual (RMSE) from which pseudo-Huber turns from square to linear, so that a
+            few samples that fall into another mode do not rule the rest; L1 is smoothed over 1 %
+            of it.
     """
 
     name: str = "pseudo-huber"
@@ -50,7 +51,7 @@ class Distance:
         return square / ((square + self.scale**2).sqrt() + self.scale)
 
     def weights(self, residual: Tensor) -> Tensor:
-        """Least-squares weights, (batch, elements) or (batch, 1) to broadcast, of mean squared residuals."""
+        """Least-squares weights of the squared residuals: (batch, elements) or (batch, 1)."""
         r = residual.flatten(1).float()
         if self.name == "l1":
             return 1 / (r.pow(2) + (0.01 * self.scale) ** 2).sqrt()

@@ -1,8 +1,9 @@
 """Unconstrained vector <-> strictly decreasing noise levels.
 
-Schedules are learned in u = log(sigma) (eps, v and EDM models) or u = logit(sigma) (flow models), where
-the error of a sampler varies at an even pace. The first and the last level are fixed, u holds the ones
-between. All arithmetic is float64; `StepParameters.sigmas` rounds once to the float32 ComfyUI samples with.
+Schedules are learned in u = log(sigma) (eps, v and EDM models) or u = logit(sigma) (flow models),
+where the error of a sampler varies at an even pace. The first and the last level are fixed, u holds
+the ones between. All arithmetic is float64; `StepParameters.sigmas` rounds once to the float32 that
+ComfyUI samples with.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Coordinate:
     name: str
 
     def from_sigma(self, sigma: Tensor) -> Tensor:
-        """Coordinates of noise levels (any shape, > 0); logit clips at 1 - 1e-4, where flow models start."""
+        """Coordinates of noise levels > 0; logit clips at 1 - 1e-4, where flow models start."""
         sigma = sigma.double()
         if self.name == "log":
             return sigma.log()
@@ -61,7 +62,7 @@ class StepParameters:
         return torch.cat([ends[:1], self.coordinate.to_sigma(u), ends[1:]]).float()
 
     def from_sigmas(self, sigmas: Tensor) -> Tensor:
-        """Free coordinates (N-1,) nearest to a schedule (N+1,), moved apart where levels (nearly) coincide."""
+        """Free coordinates (N-1,) of a schedule (N+1,), moved apart where levels coincide."""
         return self.separated(self.coordinate.from_sigma(sigmas[1:-1].clamp_min(self.floor)))
 
     @property
