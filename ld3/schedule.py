@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,6 +28,13 @@ from .solver import SolverTable
 FORMAT_VERSION = 1
 EXTENSION = ".safetensors"
 TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
+JSON_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "list[int]": list,
+    "dict[str, Any]": dict,
+}
 MOST_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
 
 
@@ -107,12 +115,13 @@ class Schedule:
 
 def check_name(name: str) -> str:
     """A file name without extension that stays inside its folder, or ValueError."""
-    name = name.strip().removesuffix(EXTENSION)
+    name = name.strip().removesuffix(EXTENSION).strip()
     if (
         not name
         or name.startswith(".")
         or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
         or len(name) > 120
+        or len(name.encode("utf-8", "replace")) > 230  # file systems count bytes, up to 255
     ):
         raise ValueError(
             f"{name!r} cannot be a schedule's name: use up to 120 letters, digits, spaces, '-', "
@@ -144,15 +153,19 @@ def save(schedule: Schedule, folder: Path, name: str) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".ld3-", suffix=".tmp")
+    path = None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         path = _reserved(folder, name)
+        shutil.copymode(path, temporary)  # mkstemp's files are for their owner only
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        for partial in (Path(temporary), path):
+            if partial is not None:
+                partial.unlink(missing_ok=True)
         raise
     return path
 
@@ -183,18 +196,19 @@ def load(path: Path) -> Schedule:
                 )
             tensors = {k: file.get_tensor(k) for k in TENSORS}
     except FileNotFoundError as error:
-        raise ScheduleFileError(f"{where} does not exist") from error
+        raise ScheduleFileError(f"{where} does not exist; choose another one") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise ScheduleFileError(
             f"{where} cannot be read ({error}); train or download it again"
         ) from error
     try:
-        table = SolverTable(
-            *(tensors[k].double() for k in ("state_sigmas", "eval_sigmas", "weights")),
-            tensors["callback_calls"].long(),
-        )
+        for k in TENSORS:
+            dtype = torch.int64 if k == "callback_calls" else torch.float64
+            if tensors[k].dtype != dtype:
+                raise ValueError(f"{k} is {tensors[k].dtype}, not {dtype}")
+        table = SolverTable(*(tensors[k] for k in TENSORS[1:]))
         return Schedule(tensors["sigmas"].float(), table, info, path.name.removesuffix(EXTENSION))
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise ScheduleFileError(
             f"{where} is inconsistent ({error}); train or download it again"
         ) from error
@@ -219,20 +233,21 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
         if version > FORMAT_VERSION:
             raise ScheduleFileError(
                 f"{where} was written by a newer version of LD3 (format {version}, this one "
-                f"reads up to "
-                f"{FORMAT_VERSION}); update the pack"
+                f"reads up to {FORMAT_VERSION}); update the pack"
             )
         info = ScheduleInfo(**{f.name: raw[f.name] for f in fields(ScheduleInfo) if f.name in raw})
+        for f in fields(ScheduleInfo):
+            value = getattr(info, f.name)
+            if isinstance(value, bool) or not isinstance(value, JSON_TYPES[str(f.type)]):
+                raise TypeError(f"{f.name} has the wrong type")
         if not (
-            isinstance(info.sampler, str)
-            and isinstance(info.steps, int)
-            and isinstance(info.report, dict)
+            math.isfinite(info.cfg) and 0 < info.denoise <= 1 and 0 < info.sigma_max < math.inf
         ):
-            raise TypeError("a value has the wrong type")
-        if not math.isfinite(info.cfg) or not 0 < info.denoise <= 1 or not info.sigma_max > 0:
-            raise TypeError("a value is out of range")
+            raise ValueError("a value is out of range")
         return info
-    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except ScheduleFileError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
         raise ScheduleFileError(
             f"{where} has damaged metadata ({error}); train or download it again"
         ) from error

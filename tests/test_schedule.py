@@ -1,0 +1,369 @@
+"""Schedule files: bit-exact, never overwritten, never partial, and safe to load, come what may."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.k_diffusion.sampling as k_diffusion
+import hypothesis.strategies as st
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor
+
+from ld3.schedule import (
+    FORMAT_VERSION,
+    Schedule,
+    ScheduleFileError,
+    ScheduleInfo,
+    check_name,
+    load,
+    read_info,
+    resampled,
+    save,
+)
+from ld3.solver import Sampler
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def schedule() -> Schedule:
+    """Heun's table, so that model calls, callbacks and steps all differ."""
+    sigmas = torch.tensor([14.6146, 3.14159, 0.7, 0.1, 0.0])
+    info = ScheduleInfo(
+        sampler="heun", steps=4, model_calls=7, cfg=4.5, denoise=1.0, latent_shape=[4, 8, 8],
+        prediction_type="eps", sigma_max=14.6146, model_fingerprint="0123456789abcdef",
+        teacher={"sampler": "heun", "scheduler": "karras", "steps": 20}, method="gauss-newton",
+        settings={"seed": 3, "noises": [32, 16, 64]}, settings_hash="ab" * 16,
+        report={"sigmas": [1.0, 0.1], "heldout_error": 0.0123}, sampler_options={"s_churn": 0.0},
+        model_file="caf\u00e9 \u6a21\u578b.safetensors", created="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    return Schedule(sigmas, Sampler(k_diffusion.sample_heun).table(sigmas), info)
+
+
+SCHEDULE = schedule()
+
+
+@pytest.fixture(scope="module")
+def valid() -> bytes:
+    """A valid file's bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save(SCHEDULE, Path(folder), "valid").read_bytes()
+
+
+def tensors_of(data: bytes) -> dict[str, Tensor]:
+    return safetensors.torch.load(data)
+
+
+def info_of(data: bytes) -> dict[str, Any]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(header["__metadata__"]["ld3"])
+
+
+def rewritten(
+    data: bytes, tensors: dict[str, Any] | None = None, info: dict[str, Any] | None = None
+) -> bytes:
+    """The file with some tensors and metadata entries replaced; None removes one."""
+    new_tensors = {
+        k: v for k, v in {**tensors_of(data), **(tensors or {})}.items() if v is not None
+    }
+    new_info = {k: v for k, v in {**info_of(data), **(info or {})}.items() if v is not None}
+    return safetensors.torch.save(new_tensors, {"ld3": json.dumps(new_info)})
+
+
+def test_a_saved_schedule_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    before = SCHEDULE
+    after = load(save(before, tmp_path / "new" / "folder", "my schedule"))
+    assert after.name == "my schedule"
+    assert after.sigmas.dtype == torch.float32 and torch.equal(after.sigmas, before.sigmas)
+    for field in ("state_sigmas", "eval_sigmas", "weights", "callback_calls"):
+        a, b = getattr(before.table, field), getattr(after.table, field)
+        assert a.dtype == b.dtype and torch.equal(a, b), field
+    assert after.info == before.info
+
+
+def test_the_file_holds_the_float32_sigmas_widened(valid: bytes) -> None:
+    stored = tensors_of(valid)["sigmas"]
+    assert stored.dtype == torch.float64
+    assert stored.tolist() == [float(s) for s in SCHEDULE.sigmas]
+
+
+def test_provenance_is_read_without_tensors_and_is_none_for_other_files(
+    tmp_path: Path, valid: bytes
+) -> None:
+    path = save(SCHEDULE, tmp_path, "a")
+    assert read_info(path) == SCHEDULE.info
+    path.write_bytes(valid[: len(valid) // 2])
+    assert read_info(path) is None
+    path.write_bytes(safetensors.torch.save({"weight": torch.ones(3)}))
+    assert read_info(path) is None
+    assert read_info(tmp_path / "absent.safetensors") is None
+
+
+def test_infinite_numbers_of_a_report_become_null(tmp_path: Path) -> None:
+    report = {"error": math.inf, "history": [{"error": math.nan}, {"error": 1.5}]}
+    path = save(replace(SCHEDULE, info=replace(SCHEDULE.info, report=report)), tmp_path, "a")
+    assert load(path).info.report == {"error": None, "history": [{"error": None}, {"error": 1.5}]}
+    assert "NaN" not in json.dumps(info_of(path.read_bytes()))
+
+
+def test_a_taken_name_is_numbered_and_the_old_file_kept(tmp_path: Path) -> None:
+    first = save(SCHEDULE, tmp_path, "mine")
+    kept = first.read_bytes()
+    other = replace(SCHEDULE, info=replace(SCHEDULE.info, cfg=1.0))
+    second, third = save(other, tmp_path, "mine"), save(other, tmp_path, "mine.safetensors")
+    assert [p.stem for p in (first, second, third)] == ["mine", "mine_2", "mine_3"]
+    assert first.read_bytes() == kept and load(second).info.cfg == 1.0
+
+
+def test_eight_threads_saving_under_one_name_lose_nothing(tmp_path: Path) -> None:
+    def write(number: int) -> tuple[int, Path]:
+        info = replace(SCHEDULE.info, cfg=float(number))
+        return number, save(replace(SCHEDULE, info=info), tmp_path, "same")
+
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(write, range(24)))
+    assert len({path for _, path in written}) == 24
+    assert all(load(path).info.cfg == number for number, path in written)
+    assert len(list(tmp_path.iterdir())) == 24
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    old = save(SCHEDULE, tmp_path, "mine")
+
+    def failing(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(type(error)):
+        save(SCHEDULE, tmp_path, "mine")
+    assert list(tmp_path.iterdir()) == [old]
+    monkeypatch.undo()
+    assert save(SCHEDULE, tmp_path, "mine").stem == "mine_2"
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    mode = save(SCHEDULE, tmp_path, "mine").stat().st_mode
+    assert mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError):
+        save(SCHEDULE, tmp_path / "file", "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+ALWAYS = {
+    "empty": lambda data: b"",
+    "truncated header": lambda data: data[:100],
+    "truncated": lambda data: data[:-9],
+    "trailing bytes": lambda data: data + b"\0" * 16,
+    "random bytes": lambda data: torch.arange(2000).mul(97).remainder(251).byte().numpy().tobytes(),
+    "text": lambda data: b"sigmas: 14.6, 0.0",
+    "foreign": lambda data: safetensors.torch.save({"weight": torch.ones(3)}, {"format": "pt"}),
+    "damaged JSON": lambda data: safetensors.torch.save(tensors_of(data), {"ld3": "{'cfg': 1"}),
+    "JSON list": lambda data: safetensors.torch.save(tensors_of(data), {"ld3": "[1]"}),
+    "endless number": lambda data: safetensors.torch.save(tensors_of(data), {"ld3": "9" * 9000}),
+    "deep JSON": lambda data: safetensors.torch.save(tensors_of(data), {"ld3": "[" * 90000}),
+}
+
+
+def levels(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+TENSORS: dict[str, dict[str, Any]] = {
+    "no sigmas": {"sigmas": None},
+    "no weights": {"weights": None},
+    "no callback_calls": {"callback_calls": None},
+    "NaN sigma": {"sigmas": levels(9.0, math.nan, 2, 1, 0)},
+    "increasing sigmas": {"sigmas": levels(9.0, 1, 2, 0.5, 0)},
+    "equal sigmas": {"sigmas": levels(9.0, 2, 2, 1, 0)},
+    "sigmas equal in float32": {"sigmas": levels(9, 2, 2 - 1e-12, 1, 0)},
+    "negative sigma": {"sigmas": levels(9.0, 3, 2, 1, -1)},
+    "matrix of sigmas": {"sigmas": torch.ones(5, 5).double()},
+    "too few sigmas": {"sigmas": levels(9.0, 1, 0)},
+    "scalar sigmas": {"sigmas": levels(1.0)[0]},
+    "scalar states": {"state_sigmas": levels(1.0)[0]},
+    "infinite weight": {"weights": torch.full((8, 8), math.inf).double()},
+    "upper triangle": {"weights": torch.ones(8, 8).double()},
+    "wrong weights": {"weights": torch.eye(7).double()},
+    "fewer calls": {
+        "state_sigmas": levels(1.0), "eval_sigmas": levels(1.0),
+        "weights": levels(1, 0, 1, 1).view(2, 2), "callback_calls": torch.tensor([0]),
+    },
+    "wrong call": {"callback_calls": torch.tensor([0, 7])},
+    "float call": {"callback_calls": levels(0.0, 1.0)},
+    "huge tensor": {"weights": torch.zeros(3000, 3000, dtype=torch.uint8)},
+    "half sigmas": {"sigmas": torch.tensor([9, 3, 2, 1, 0]).half()},
+    "complex sigmas": {"sigmas": torch.tensor([9, 3, 2, 1, 0]).to(torch.complex64)},
+}  # fmt: skip
+INFOS: dict[str, dict[str, Any]] = {
+    "newer version": {"format_version": FORMAT_VERSION + 1},
+    "version is text": {"format_version": "1"},
+    "no version": {"format_version": None},
+    "no sampler": {"sampler": None},
+    "sampler is a list": {"sampler": ["heun"]},
+    "steps is text": {"steps": "4"},
+    "other steps": {"steps": 5},
+    "NaN cfg": {"cfg": math.nan},
+    "cfg is text": {"cfg": "4.5"},
+    "denoise 0": {"denoise": 0.0},
+    "NaN denoise": {"denoise": math.nan},
+    "negative sigma_max": {"sigma_max": -1.0},
+    "report is a list": {"report": [1]},
+    "latent_shape is text": {"latent_shape": "4x8x8"},
+    "prediction_type is a number": {"prediction_type": 3},
+    "teacher is text": {"teacher": "heun"},
+    "model_file is a number": {"model_file": 3},
+    "huge cfg": {"cfg": 10**400},
+}
+CORRUPT: dict[str, Callable[[bytes], bytes]] = {
+    **ALWAYS,
+    **{k: lambda data, v=v: rewritten(data, tensors=v) for k, v in TENSORS.items()},
+    **{k: lambda data, v=v: rewritten(data, info=v) for k, v in INFOS.items()},
+}
+
+
+@pytest.mark.parametrize("variant", CORRUPT)
+def test_every_corrupt_file_is_refused_with_its_name_and_a_remedy(
+    variant: str, tmp_path: Path, valid: bytes
+) -> None:
+    path = tmp_path / "broken one.safetensors"
+    path.write_bytes(CORRUPT[variant](valid))
+    with pytest.raises(ScheduleFileError) as error:
+        load(path)
+    message = str(error.value)
+    assert "'broken one.safetensors'" in message
+    remedies = ("train or download it again", "choose another one", "update the pack")
+    assert message.endswith(remedies) and len(message) < 600
+    if variant == "newer version":
+        assert "update the pack" in message
+
+
+def test_a_rewritten_valid_file_loads(tmp_path: Path, valid: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(rewritten(valid, info={"unknown_future_note": "kept quiet"}))
+    assert load(path).info == SCHEDULE.info
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("absent.safetensors", "folder.safetensors"):
+        with pytest.raises(ScheduleFileError, match=name):
+            load(tmp_path / name)
+
+
+@unhurried
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=4)
+)
+def test_flipped_bytes_load_or_are_refused_but_never_crash(
+    tmp_path: Path, valid: bytes, flips: list[tuple[int, int]]
+) -> None:
+    data = bytearray(valid)
+    for place, change in flips:
+        data[place % len(data)] ^= change
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(data)
+    read_info(path)
+    try:
+        loaded = load(path)
+    except ScheduleFileError:
+        return
+    assert bool((loaded.sigmas.diff() < 0).all())
+
+
+@unhurried
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+        lambda children: st.lists(children, max_size=2),
+        max_leaves=3,
+    ),
+    key=st.sampled_from(sorted(asdict(SCHEDULE.info))),
+)
+def test_any_value_in_the_metadata_loads_or_is_refused_but_never_crashes(
+    tmp_path: Path, valid: bytes, key: str, value: Any
+) -> None:
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(safetensors.torch.save(
+        tensors_of(valid), {"ld3": json.dumps({**info_of(valid), key: value})}
+    ))  # fmt: skip
+    read_info(path)
+    try:
+        info = load(path).info
+    except ScheduleFileError:
+        return
+    assert type(getattr(info, key)) in (type(getattr(SCHEDULE.info, key)), int)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\u6a21" * 90, "../up", "a/b", "a\\b", "/etc/passwd", "C:x", "..", ".hidden", "", "   ",
+     "a\0b", "x" * 121, "what?", ".safetensors", "line\nbreak"],
+)  # fmt: skip
+def test_names_that_leave_the_folder_or_are_no_names_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be a schedule's name"):
+        save(SCHEDULE, tmp_path / "inner", name)
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+@unhurried
+@given(st.text(max_size=130))
+def test_a_checked_name_stays_inside_its_folder(tmp_path: Path, name: str) -> None:
+    try:
+        checked = check_name(name)
+    except ValueError:
+        return
+    path = tmp_path / f"{checked}.safetensors"
+    assert path.resolve().parent == tmp_path.resolve() and path.name == f"{checked}.safetensors"
+    assert check_name(checked) == checked
+
+
+def test_a_schedule_must_fit_its_table_and_steps() -> None:
+    good = SCHEDULE
+    with pytest.raises(ValueError, match="4 steps and 7 model calls"):
+        replace(good, sigmas=good.sigmas[1:])
+    with pytest.raises(ValueError, match="7"):
+        replace(good, info=replace(good.info, model_calls=6))
+    with pytest.raises(ValueError, match="decrease"):
+        replace(good, sigmas=good.sigmas.flip(0))
+
+
+@unhurried
+@given(st.lists(st.floats(0.05, 1), min_size=2, max_size=9), st.integers(1, 30), st.booleans())
+def test_resampling_keeps_the_ends_and_the_order(
+    ratios: list[float], steps: int, full: bool
+) -> None:
+    levels = 50 * torch.tensor([1.0, *(0.3 + 0.65 * r for r in ratios)]).cumprod(0)
+    sigmas = torch.cat([levels, torch.zeros(1)]) if full else levels
+    new = resampled(sigmas, steps)
+    assert len(new) == steps + 1 and new.dtype == torch.float32
+    torch.testing.assert_close(new[[0, -1]], sigmas[[0, -1]], rtol=1e-6, atol=0)
+    assert bool((new.diff() < 0).all())
+
+
+def test_resampling_to_the_same_steps_changes_nothing() -> None:
+    sigmas = SCHEDULE.sigmas
+    assert torch.equal(resampled(sigmas, 4), sigmas)
+
+
+def test_resampling_a_geometric_schedule_stays_geometric() -> None:
+    sigmas = torch.tensor([16.0, 8, 4, 2, 1, 0])
+    torch.testing.assert_close(resampled(sigmas, 3), torch.tensor([16.0, 4, 1, 0]))
+    torch.testing.assert_close(resampled(sigmas, 9)[:9:2], sigmas[:5])
