@@ -1,0 +1,139 @@
+"""The fingerprint tells models apart and stays the same for one model, on the real demo model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import pytest
+import torch
+
+from demo.model import encode_prompt, load_demo_model
+from ld3.comfy.fingerprint import model_fingerprint, options_of, settings_hash
+
+KEY = "diffusion_model.input_blocks.0.0.weight"
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    yield load_demo_model()
+    comfy.model_management.unload_all_models()
+
+
+def lora(scale: float) -> dict[str, Any]:
+    """A LoRA of one convolution, as LoraLoader hands it to add_patches."""
+    weight = load_demo_model().model.state_dict()[KEY]
+    generator = torch.Generator().manual_seed(0)
+    up = scale * torch.randn(weight.shape[0], 2, generator=generator)
+    down = torch.randn(2, weight[0].numel(), generator=generator)
+    tensors = {"a.lora_up.weight": up, "a.lora_down.weight": down.view(2, *weight.shape[1:])}
+    return comfy.lora.load_lora(tensors, {"a": KEY})
+
+
+def patched(model: Any, patches: dict[str, Any], strength: float = 1.0) -> Any:
+    clone = model.clone()
+    assert clone.add_patches(patches, strength) == [KEY]
+    return clone
+
+
+def test_a_model_loaded_again_has_the_same_fingerprint(model: Any) -> None:
+    assert model_fingerprint(model) == model_fingerprint(load_demo_model())
+    assert model_fingerprint(model) == model_fingerprint(model.clone())
+
+
+def test_loading_and_unloading_does_not_change_the_fingerprint(model: Any) -> None:
+    with_lora = patched(model, lora(1.0))
+    for either in (model, with_lora):
+        before = model_fingerprint(either)
+        comfy.model_management.load_models_gpu([either])
+        assert model_fingerprint(either) == before
+        comfy.model_management.unload_all_models()
+        assert model_fingerprint(either) == before
+
+
+def test_a_lora_merged_into_the_weights_at_the_moment_is_no_other_base_model(model: Any) -> None:
+    before = model_fingerprint(model)
+    comfy.model_management.load_models_gpu([patched(model, lora(1.0))])
+    assert model_fingerprint(model) == before
+
+
+def test_other_weights_and_patches_have_other_fingerprints(model: Any) -> None:
+    other = load_demo_model()
+    with torch.no_grad():
+        for weight in other.model.state_dict().values():
+            weight.mul_(1.001)
+    variants = [
+        model,
+        other,
+        patched(model, lora(1.0)),
+        patched(model, lora(2.0)),
+        patched(model, lora(1.0), strength=0.5),
+        patched(patched(model, lora(1.0)), lora(1.0)),
+    ]
+    found = [model_fingerprint(m) for m in variants]
+    assert len(set(found)) == len(found)
+
+
+def test_any_retrained_layer_out_of_a_few_is_noticed(model: Any) -> None:
+    """A fine-tuned checkpoint changes (nearly) all weights; the sample must not depend on luck."""
+    before, weights = model_fingerprint(model), model.model.state_dict()
+    noticed = 0
+    for batch in chunks(sorted(weights), 32):
+        saved = {name: weights[name].clone() for name in batch}
+        for name in batch:
+            weights[name].add_(0.01)
+        noticed += model_fingerprint(model) != before
+        for name in batch:
+            weights[name].copy_(saved[name])
+    assert model_fingerprint(model) == before
+    assert noticed == len(list(chunks(sorted(weights), 32)))
+
+
+def chunks(names: list[str], size: int) -> Iterator[list[str]]:
+    """Consecutive full groups of names."""
+    for i in range(0, len(names) - size + 1, size):
+        yield names[i : i + size]
+
+
+def test_the_settings_hash_tells_settings_and_conditionings_apart() -> None:
+    settings = {"steps": 5, "cfg": 1.0}
+    apple, heart = encode_prompt("red apple")[0], encode_prompt("red heart")[0]
+    latent = torch.zeros(1, 3, 32, 32)
+    inputs = [
+        (settings, apple, latent),
+        (settings, heart, latent),
+        (settings, latent, apple),
+        (settings, apple, latent + 1),
+        (settings, apple, latent[..., :16]),
+        (settings, apple + apple, latent),
+        (settings, [[apple[0][0], {"pooled_output": None, "strength": 0.5}]], latent),
+        (settings, [[apple[0][0], {"pooled_output": None, "mask": torch.ones(2, 2)}]], latent),
+        (settings | {"steps": 6}, apple, latent),
+        (settings | {"cfg": 1.5}, apple, latent),
+    ]
+    hashes = [settings_hash(*arguments) for arguments in inputs]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_settings_hash_is_the_same_for_equal_contents() -> None:
+    again = {"cfg": 1.0, "steps": 5}  # another order, other objects
+    first = settings_hash({"steps": 5, "cfg": 1.0}, encode_prompt("apple")[0], torch.zeros(2))
+    assert settings_hash(again, encode_prompt("apple")[0], torch.zeros(2)) == first
+
+
+@pytest.mark.xfail(reason="settings_hash does not mark where a list ends", strict=False)
+def test_a_condition_moved_from_positive_to_negative_is_another_training() -> None:
+    a, b, c = (encode_prompt(prompt)[0] for prompt in ("apple", "heart", "face"))
+    assert settings_hash({}, a + b, c) != settings_hash({}, a, b + c)
+
+
+def test_functions_patched_into_a_model_are_named(model: Any) -> None:
+    def my_guidance(arguments: dict[str, Any]) -> Any:
+        return arguments["denoised"]
+
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(my_guidance)
+    assert any("my_guidance" in name for name in options_of(clone))
+    assert not any("my_guidance" in name for name in options_of(model))
