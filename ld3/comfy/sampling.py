@@ -60,12 +60,14 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
             f"steps differ by {difference:.2g}); train it again with LD3 Train Schedule"
         )
     warnings = []
-    if fingerprint.model_fingerprint(model) != info.model_fingerprint:
+    if (
+        fingerprint.model_fingerprint(model) != info.model_fingerprint
+        or kind != info.prediction_type
+    ):
         learned_for = info.model_file or info.model_name or "unknown"
         warnings.append(
             f"schedule {schedule.name!r} was learned for another model ({learned_for}); the "
-            f"result may be worse than "
-            "a standard scheduler's: train one for this model"
+            "result may be worse than a standard scheduler's: train one for this model"
         )
     if cfg is not None and abs(cfg - info.cfg) > 1e-6:
         warnings.append(

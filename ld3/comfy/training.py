@@ -168,6 +168,8 @@ def train_schedule(
     guider.set_cfg(request.cfg)
     samples = latent_samples(model, latent)
     batch_index = latent.get("batch_index")
+    if batch_index is None and torch.count_nonzero(samples) == 0:
+        samples = samples[:1]  # how many empty latents there are does not matter
     model_id = fingerprint.model_fingerprint(model)
     facts = {"model": model_id, "options": fingerprint.options_of(model), "method": METHOD}
     prompts = positive, negative if request.cfg != 1 else None
