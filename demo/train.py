@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -117,6 +118,7 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         self.seconds = 0.0
+        self.stopping = False
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner matrices; AdamW for the ends, biases, norms and words."""
@@ -217,11 +219,15 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         log.info("resumed at step %d", self.step)
 
+    def stop(self, *_signal: object) -> None:
+        """End after the step under way, with a checkpoint."""
+        self.stopping = True
+
     def run(self) -> None:
         """Train to the last step, with a checkpoint every few minutes."""
         began = last_save = last_log = time.monotonic()
         before, losses = self.seconds, []
-        while self.step < self.options.steps:
+        while self.step < self.options.steps and not self.stopping:
             losses.append(self.train_step())
             now = time.monotonic()
             self.seconds = before + now - began
@@ -245,6 +251,8 @@ def main() -> None:
     count = sum(p.numel() for p in trainer.parameters)
     log.info("%d parameters, %d emoji", count, len(trainer.pixels))
     trainer.resume()
+    signal.signal(signal.SIGINT, trainer.stop)
+    signal.signal(signal.SIGTERM, trainer.stop)
     trainer.run()
 
 
