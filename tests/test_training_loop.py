@@ -1,0 +1,291 @@
+"""Whole trainings on problems whose denoiser is exact, so that errors are the schedule's alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import comfy.model_sampling as model_sampling
+import comfy.samplers
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.problems import digits, gmm16
+from ld3.comfy.samplers import sampler_object, traceable
+from ld3.metrics import DISTANCES
+from ld3.model import Model
+from ld3.parameters import check_sigmas
+from ld3.rollout import rollout
+from ld3.training.gauss_newton import GaussNewtonSettings
+from ld3.training.loop import Progress, Report, ScheduleTraining, TrainingSettings
+
+SETTINGS = TrainingSettings(
+    steps=5, training_noises=32, validation_noises=64, test_noises=256, iterations=8, batch_size=64
+)
+SMALL = replace(
+    SETTINGS, steps=3, training_noises=4, validation_noises=4, test_noises=4, iterations=2,
+    batch_size=4, gauss_newton=GaussNewtonSettings(noises=4),
+)  # fmt: skip
+
+
+class Problem(NamedTuple):
+    model: Model
+    shape: tuple[int, ...]
+    sampling: Any
+
+
+def edm(model: Model) -> Any:
+    """ComfyUI's noise levels for a variance-exploding problem."""
+    bases = (model_sampling.ModelSamplingContinuousEDM, model_sampling.EDM)
+    sampling = type("Sampling", bases, {})()
+    sampling.set_parameters(model.sigma_min, model.sigma_max, 1.0)
+    return sampling
+
+
+def problem(name: str) -> Problem:
+    if name == "digits":
+        return Problem(digits(), (1, 8, 8), edm(digits()))
+    if name == "gmm16":
+        return Problem(gmm16(), (16,), edm(gmm16()))
+    bases = (model_sampling.ModelSamplingDiscreteFlow, model_sampling.CONST)
+    return Problem(gmm16(flow=True), (16,), type("Sampling", bases, {})())
+
+
+def standard_schedules(sampling: Any, steps: int) -> dict[str, Tensor]:
+    """What ComfyUI's schedulers make of these noise levels."""
+    schedules = {
+        name: comfy.samplers.calculate_sigmas(sampling, name, steps)
+        for name in comfy.samplers.SCHEDULER_NAMES
+    }
+    return {n: s.float() for n, s in schedules.items() if bool((s.diff() < 0).all())}
+
+
+def training(
+    task: Problem, settings: TrainingSettings = SETTINGS, sampler: str = "dpmpp_2m", **options: Any
+) -> ScheduleTraining:
+    teacher_sigmas = comfy.samplers.calculate_sigmas(task.sampling, "beta", 24).float()
+    return ScheduleTraining(
+        task.model,
+        traceable(sampler_object(sampler), task.sampling),
+        traceable(sampler_object("dpmpp_2m"), task.sampling).table(teacher_sigmas),
+        teacher_sigmas,
+        options.pop("baselines", standard_schedules(task.sampling, settings.steps)),
+        settings,
+        float(task.sampling.sigma_max),
+        **options,
+    )
+
+
+def noises(task: Problem, settings: TrainingSettings = SETTINGS) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    noise = torch.randn(settings.noises, *task.shape, generator=generator)
+    return noise, torch.zeros_like(noise)
+
+
+def heldout(run: ScheduleTraining, task: Problem, sigmas: Tensor, noise: Tensor) -> float:
+    """Mean RMSE to the teacher, from scratch."""
+    x = task.model.scale_noise(noise, torch.zeros_like(noise), float(sigmas[0]))
+    student, _ = rollout(run.table_of(sigmas), task.model.denoise, [x])
+    x = task.model.scale_noise(noise, torch.zeros_like(noise), float(run.teacher_sigmas[0]))
+    teacher, _ = rollout(run.teacher_table, task.model.denoise, [x])
+    return float((student - teacher).flatten(1).square().mean(1).sqrt().mean())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads make small tensors slower, on a busy machine twenty times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [("gmm16", "dpmpp_2m"), ("gmm16", "euler"), ("digits", "dpmpp_2m"), ("flow", "dpmpp_2m")],
+)
+def test_the_learned_schedule_beats_every_standard_one_on_noises_it_never_saw(
+    name: str, sampler: str
+) -> None:
+    task = problem(name)
+    run, (noise, latent) = training(task, sampler=sampler), noises(task)
+    sigmas, report = run.run(noise, latent)
+    assert report.chosen == "learned" and report.sigmas == sigmas.tolist()
+    assert len(report.baselines) >= 6
+    assert all(baseline["counted"] for baseline in report.baselines.values())
+    assert report.heldout_error < 0.9 * min(b["heldout_error"] for b in report.baselines.values())
+
+    check_sigmas(sigmas)
+    assert sigmas.dtype == torch.float32 and len(sigmas) == SETTINGS.steps + 1
+    assert (float(sigmas[0]), float(sigmas[-1])) == (float(task.sampling.sigma_max), 0.0)
+
+    unseen = noise[-SETTINGS.test_noises :]
+    assert report.heldout_error == pytest.approx(heldout(run, task, sigmas, unseen), rel=1e-4)
+    for baseline in report.baselines.values():
+        error = heldout(run, task, torch.tensor(baseline["sigmas"]), unseen)
+        assert baseline["heldout_error"] == pytest.approx(error, rel=1e-4)
+    start = torch.tensor(report.initial_sigmas)
+    assert report.initial_error == pytest.approx(heldout(run, task, start, unseen), rel=1e-4)
+
+
+def test_every_model_call_is_counted_and_reported() -> None:
+    task, asked, told = problem("gmm16"), [0], []
+    exact = task.model.denoise
+
+    def counting(x: Tensor, sigma: Tensor) -> Tensor:
+        asked[0] += len(x)
+        return exact(x, sigma)
+
+    task.model.denoise = counting
+    run = training(task, SMALL, watch=lambda progress: told.append(progress))
+    _, report = run.run(*noises(task, SMALL))
+    assert task.model.calls == asked[0]
+    assert report.teacher_calls + report.training_calls + report.report_calls == asked[0]
+    assert report.teacher_calls == SMALL.noises * 24
+    calls = [entry["calls"] for entry in report.history]
+    assert calls == sorted(calls) and calls[-1] <= report.teacher_calls + report.training_calls
+    seen = [progress.calls for progress in told]
+    assert seen == sorted(seen) and seen[-1] == asked[0]
+    assert all(progress.calls <= progress.planned_calls for progress in told)
+
+
+def test_the_plan_announces_about_as_many_calls_as_are_made() -> None:
+    task, told = problem("gmm16"), []
+    training(task, watch=lambda progress: told.append(progress)).run(*noises(task))
+    assert 0.75 < told[0].planned_calls / task.model.calls < 1.5
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    results = []
+    for _ in range(2):
+        task = problem("gmm16")
+        results.append(training(task, SMALL).run(*noises(task, SMALL)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_every_distance_learns(distance: str) -> None:
+    task = problem("gmm16")
+    settings = replace(SETTINGS, distance=distance, iterations=4)
+    _, report = training(task, settings).run(*noises(task))
+    assert report.heldout_error < min(b["heldout_error"] for b in report.baselines.values())
+
+
+def test_a_standard_schedule_that_wins_is_returned_and_said() -> None:
+    task = problem("gmm16")
+    baselines = standard_schedules(task.sampling, 3)
+    run = training(task, SMALL, baselines=baselines)
+    run.teacher_table = run.table_of(baselines["beta"])  # nothing can be nearer to this teacher
+    sigmas, report = run.run(*noises(task, SMALL))
+    assert report.chosen == "beta" and torch.equal(sigmas, baselines["beta"])
+    assert report.sigmas == sigmas.tolist()
+    assert report.heldout_error == 0 == report.baselines["beta"]["heldout_error"]
+
+
+def test_a_standard_schedule_with_more_calls_is_measured_but_cannot_win() -> None:
+    task = problem("gmm16")
+    baselines = {
+        "karras": standard_schedules(task.sampling, 3)["karras"],
+        "longer": standard_schedules(task.sampling, 16)["karras"],
+    }
+    sigmas, report = training(task, SMALL, baselines=baselines).run(*noises(task, SMALL))
+    assert [b["counted"] for b in report.baselines.values()] == [True, False]
+    assert report.baselines["longer"]["heldout_error"] < report.heldout_error
+    assert report.best_baseline() == "karras"
+    assert len(sigmas) == 4 and report.chosen != "longer"
+
+
+def test_a_schedule_can_be_learned_without_any_standard_one() -> None:
+    task = problem("gmm16")
+    sigmas, report = training(task, SMALL, baselines={}).run(*noises(task, SMALL))
+    check_sigmas(sigmas)
+    assert report.chosen == "learned" and report.best_baseline() is None
+
+
+def test_the_end_of_the_first_part_of_a_split_sampling_is_kept() -> None:
+    task = problem("gmm16")
+    whole = standard_schedules(task.sampling, 6)["karras"]
+    end = float(whole[3])
+    teacher = whole.new_tensor([80.0, 40, 30, 20, 15, 12, 10, 9, 8, 7])
+    teacher = torch.cat([teacher[teacher > end], torch.tensor([end])])
+    sampler = traceable(sampler_object("euler"), task.sampling)
+    run = ScheduleTraining(
+        task.model, sampler, sampler.table(teacher), teacher, {"karras": whole[:4]},
+        SMALL, 80.0, end,
+    )  # fmt: skip
+    sigmas, _ = run.run(*noises(task, SMALL))
+    assert (float(sigmas[0]), float(sigmas[-1])) == (80.0, end)
+    check_sigmas(sigmas)
+
+
+def test_report_and_history_are_plain_json() -> None:
+    task, reports = problem("gmm16"), []
+    _, report = training(
+        task, SMALL, watch=lambda progress: reports.append(json.dumps(progress.report.as_dict()))
+    ).run(*noises(task, SMALL))
+    again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert Report(**again) == report
+    assert len(reports) > 5 and len(again["history"]) >= SMALL.iterations
+
+
+def test_a_teacher_that_is_no_better_is_refused() -> None:
+    task = problem("gmm16")
+    sampler = traceable(sampler_object("euler"), task.sampling)
+    sigmas = standard_schedules(task.sampling, 3)["karras"]
+    with pytest.raises(ValueError, match="teacher steps are 3, student steps 3"):
+        ScheduleTraining(task.model, sampler, sampler.table(sigmas), sigmas, {}, SMALL, 80.0)
+
+
+@pytest.mark.parametrize(("steps", "reason"), [(1, "use 2 or more"), (500, "fewer steps")])
+def test_numbers_of_steps_without_a_schedule_to_learn_are_refused(steps: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"steps is {steps}.*{reason}"):
+        training(problem("gmm16"), replace(SMALL, steps=steps), baselines={})
+
+
+@pytest.mark.parametrize("bad", [1, 12])
+def test_a_model_without_a_usable_result_is_refused(bad: int) -> None:
+    task = problem("gmm16")
+    exact = task.model.denoise
+    noise, latent = noises(task, SMALL)
+
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        return exact(x, sigma) * torch.where(x[:, :1].abs() > 1e4, torch.nan, 1.0)
+
+    task.model.denoise = broken
+    noise[:bad, 0] = 1e6
+    with pytest.raises(ValueError, match="undefined .NaN. for .*plain KSampler"):
+        training(task, SMALL).run(noise, latent)
+
+
+def test_noise_levels_at_which_a_model_fails_are_avoided() -> None:
+    task = problem("gmm16")
+    exact = task.model.denoise
+    run = training(task, SMALL)
+    level = float(run.baselines["karras"][0][1])
+
+    def gap(x: Tensor, sigma: Tensor) -> Tensor:
+        return exact(x, sigma) * (torch.nan if abs(float(sigma[0]) / level - 1) < 0.01 else 1.0)
+
+    task.model.denoise = gap
+    sigmas, report = run.run(*noises(task, SMALL))
+    assert report.heldout_error < 10
+    assert all(abs(s / level - 1) >= 0.01 for s in sigmas.tolist())
+
+
+def test_an_interruption_comes_through() -> None:
+    task = problem("gmm16")
+
+    def interrupt_after(stage: str) -> Callable[[Progress], None]:
+        def watch(progress: Progress) -> None:
+            if progress.stage.startswith(stage):
+                raise KeyboardInterrupt
+
+        return watch
+
+    for stage in ("teacher", "screening", "searching", "learning", "measuring"):
+        with pytest.raises(KeyboardInterrupt):
+            training(task, SMALL, watch=interrupt_after(stage)).run(*noises(task, SMALL))
