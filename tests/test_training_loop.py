@@ -22,9 +22,12 @@ from ld3.rollout import rollout
 from ld3.training.gauss_newton import GaussNewtonSettings
 from ld3.training.loop import Progress, Report, ScheduleTraining, TrainingSettings
 
+# heavy-tailed errors: one noise in a hundred falls into another mode, so many must judge
 SETTINGS = TrainingSettings(
-    steps=5, training_noises=32, validation_noises=64, test_noises=256, iterations=8, batch_size=64
-)
+    steps=5, training_noises=64, validation_noises=256, test_noises=256, iterations=8,
+    batch_size=64, gauss_newton=GaussNewtonSettings(noises=16),
+)  # fmt: skip
+SMOOTH = replace(SETTINGS, training_noises=32, validation_noises=32, test_noises=64)
 SMALL = replace(
     SETTINGS, steps=3, training_noises=4, validation_noises=4, test_noises=4, iterations=2,
     batch_size=4, gauss_newton=GaussNewtonSettings(noises=4),
@@ -111,7 +114,8 @@ def test_the_learned_schedule_beats_every_standard_one_on_noises_it_never_saw(
     name: str, sampler: str
 ) -> None:
     task = problem(name)
-    run, (noise, latent) = training(task, sampler=sampler), noises(task)
+    settings = SMOOTH if name == "digits" else SETTINGS
+    run, (noise, latent) = training(task, settings, sampler), noises(task, settings)
     sigmas, report = run.run(noise, latent)
     assert report.chosen == "learned" and report.sigmas == sigmas.tolist()
     assert len(report.baselines) >= 6
@@ -119,10 +123,10 @@ def test_the_learned_schedule_beats_every_standard_one_on_noises_it_never_saw(
     assert report.heldout_error < 0.9 * min(b["heldout_error"] for b in report.baselines.values())
 
     check_sigmas(sigmas)
-    assert sigmas.dtype == torch.float32 and len(sigmas) == SETTINGS.steps + 1
+    assert sigmas.dtype == torch.float32 and len(sigmas) == settings.steps + 1
     assert (float(sigmas[0]), float(sigmas[-1])) == (float(task.sampling.sigma_max), 0.0)
 
-    unseen = noise[-SETTINGS.test_noises :]
+    unseen = noise[-settings.test_noises :]
     assert report.heldout_error == pytest.approx(heldout(run, task, sigmas, unseen), rel=1e-4)
     for baseline in report.baselines.values():
         error = heldout(run, task, torch.tensor(baseline["sigmas"]), unseen)
