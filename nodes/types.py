@@ -32,9 +32,9 @@ def tell(node: type[io.ComfyNode], message: str) -> None:
         show_text(node.hidden.unique_id, message)
 
 
-def warn(node: type[io.ComfyNode], messages: list[str]) -> None:
-    """Write warnings on the node and into the log."""
+def warn(node: type[io.ComfyNode], name: str, messages: list[str]) -> None:
+    """Write warnings on the node and, after its display name, into the log."""
     for message in messages:
-        logger.warning("%s: %s", node.GET_SCHEMA().display_name, message)
+        logger.warning("%s: %s", name, message)
     if messages:
         tell(node, "\n".join(messages))
