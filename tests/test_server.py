@@ -1,0 +1,408 @@
+"""The pack in a real ComfyUI server: its workflows, saving, interrupting, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ld3 import schedule as schedule_file
+from scripts import workflows
+from scripts.comfyui_server import (
+    ComfyRunError,
+    ComfyServer,
+    PromptRefusedError,
+    raise_for_status,
+)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+DEMO, TRAIN_SD, LOAD_SD = (
+    "LD3 demo - train and compare",
+    "LD3 train for Stable Diffusion",
+    "LD3 sample with a saved schedule",
+)
+TINY = {
+    "steps": 3,
+    "teacher_steps": 6,
+    "iterations": 2,
+    "training_noises": 4,
+    "heldout_noises": 4,
+    "batch_size": 16,
+}
+FRONTEND_ONLY = {"MarkdownNote"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def twin(name: str) -> dict[str, Any]:
+    """A workflow in API format."""
+    return json.loads((ROOT / "tests" / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def workflow(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def training(**changes: Any) -> dict[str, Any]:
+    """A quick training on 16x16 pictures: node "5" is LD3 Train Schedule."""
+    prompt = {key: twin(DEMO)[key] for key in ("1", "2", "3", "5")}
+    prompt["4"] = {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 16, "height": 16, "batch_size": 1},
+    }
+    prompt["5"]["inputs"] |= {"latent_image": ["4", 0], **TINY, **changes}
+    return prompt
+
+
+def sampling(schedule: str, model: dict[str, Any] | None = None) -> dict[str, Any]:
+    """LD3 Load Schedule -> LD3 KSampler -> a picture (node "9"); `model` patches the demo model."""
+    prompt = {key: twin(DEMO)[key] for key in ("1", "2", "3")}
+    prompt["5"] = {"class_type": "LD3LoadSchedule", "inputs": {"name": schedule}}
+    prompt["6"] = twin(DEMO)["8"]
+    prompt["6"]["inputs"]["seed"] = 1
+    prompt["8"] = {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 1]}}
+    prompt["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
+    if model is not None:
+        prompt["7"] = model
+        prompt["6"]["inputs"]["model"] = ["7", 0]
+    return prompt
+
+
+def saved_files(server: ComfyServer) -> set[str]:
+    folder = server.base / "models" / "ld3"
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def require_working(server: ComfyServer) -> None:
+    """The server still samples: a plain KSampler on the demo model."""
+    prompt = {key: twin(DEMO)[key] for key in ("1", "2", "3")}
+    prompt["6"] = twin(DEMO)["7"]
+    prompt["6"]["inputs"] |= {"seed": np.random.default_rng().integers(2**31).item(), "steps": 2}
+    prompt["8"] = {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 1]}}
+    prompt["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
+    assert len(server.run(prompt, timeout=120)["9"]["images"]) == 4
+
+
+def latent_file(server: ComfyServer, record: dict[str, str]) -> torch.Tensor:
+    path = server.output / record["subfolder"] / record["filename"]
+    return load_file(path)["latent_tensor"]
+
+
+@pytest.fixture(scope="module")
+def demo_run(server: ComfyServer) -> dict[str, Any]:
+    """The demo workflow with quick settings, and beside it core's SamplerCustom."""
+    prompt = twin(DEMO)
+    prompt["5"]["inputs"] |= {**TINY, "name": "from_demo"}
+    prompt["6"]["inputs"]["steps"] = TINY["teacher_steps"]
+    prompt["20"] = {
+        "class_type": "SamplerCustom",
+        "inputs": {
+            **workflows.DEMO_CONDS, "add_noise": True, "noise_seed": ["4", 0], "cfg": 1,
+            "sampler": ["5", 1], "sigmas": ["5", 0],
+        },
+    }  # fmt: skip
+    for key, source in (("21", "20"), ("22", "8")):
+        prompt[key] = {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": [source, 0], "filename_prefix": f"latents/{key}"},
+        }
+    return server.run(prompt)
+
+
+@pytest.fixture(scope="module")
+def schedule(server: ComfyServer, demo_run: dict[str, Any]) -> schedule_file.Schedule:
+    return schedule_file.load(server.base / "models" / "ld3" / "from_demo.safetensors")
+
+
+def test_demo_workflow_shows_the_three_ways_side_by_side(
+    server: ComfyServer, demo_run: dict[str, Any]
+) -> None:
+    pictures = [server.fetch_image(record) for record in demo_run["15"]["images"]]
+    assert [picture.size for picture in pictures] == [(800, 256)] * 4
+    for picture in pictures:
+        third = np.asarray(picture.convert("RGB"), dtype=float)
+        teacher, standard, learned = third[:, :256], third[:, 272:528], third[:, 544:]
+        assert teacher.std() > 10 and standard.std() > 10 and learned.std() > 10
+        # the same noise: related pictures, but not the same ones
+        assert 0 < np.abs(teacher - learned).mean() < 80
+        assert np.abs(standard - learned).mean() > 0
+    report = server.fetch_image(demo_run["16"]["images"][0])
+    assert report.width > 2 * report.height > 400
+
+
+def test_demo_workflow_saves_a_schedule_that_loads(
+    demo_run: dict[str, Any], schedule: schedule_file.Schedule
+) -> None:
+    assert demo_run["5"]["text"][0].startswith(
+        "from_demo.safetensors: 3 steps of dpmpp_2m, learned"
+    )
+    assert schedule.info.sampler == "dpmpp_2m" and schedule.info.latent_shape == [3, 32, 32]
+    assert len(schedule.sigmas) == 4 and float(schedule.sigmas[-1]) == 0
+    assert (schedule.sigmas[:-1] > schedule.sigmas[1:]).all()
+    report = schedule.info.report
+    assert len(report["baselines"]) == 9 and report["heldout_error"] > 0
+    assert report["teacher_calls"] == (4 + 16 + 4) * 6
+
+
+def test_learned_sigmas_in_core_sampler_custom_give_the_same_bits(
+    server: ComfyServer, demo_run: dict[str, Any]
+) -> None:
+    core, ours = (latent_file(server, demo_run[key]["latents"][0]) for key in ("21", "22"))
+    assert torch.equal(core, ours) and ours.shape == (4, 3, 32, 32)
+    assert torch.isfinite(ours).all() and ours.std() > 0.1
+
+
+def test_identical_settings_return_the_saved_schedule(server: ComfyServer) -> None:
+    first = server.run(training(name="once"))["5"]["text"][0]
+    files = saved_files(server)
+    # another name, so that ComfyUI's cache does not answer; a name is no setting
+    again = server.run(training(name="twice"))["5"]["text"][0]
+    assert ", learned in " in first
+    assert again.startswith("once.safetensors: ") and "found saved" in again
+    assert saved_files(server) == files
+
+
+def test_retrain_saves_under_a_numbered_name(server: ComfyServer) -> None:
+    server.run(training(name="again", seed=77))
+    for number in (2, 3):
+        # what differs is told to ComfyUI's cache only: retrain would else not even run
+        prompt = training(name="again", seed=77, retrain=True)
+        prompt["2"]["inputs"]["text"] += " face" * number
+        assert server.run(prompt)["5"]["text"][0].startswith(f"again_{number}.safetensors: ")
+    assert {"again.safetensors", "again_2.safetensors"} <= saved_files(server)
+
+
+def test_training_shows_a_live_picture_and_can_be_interrupted(server: ComfyServer) -> None:
+    before = saved_files(server)
+    long = training(name="interrupted", iterations=200, training_noises=400, seed=5)
+    with server.listen() as messages:
+        prompt_id = server.queue(long)
+        progress = messages.wait_for("progress", timeout=120).data
+        assert progress["node"] == "5" and 0 <= progress["value"] < progress["max"]
+        shown = Image.open(io.BytesIO(messages.wait_for("preview", timeout=120).data))
+        assert shown.format == "JPEG" and shown.width > 500
+        server.interrupt()
+        entry = server.wait(prompt_id, timeout=120)
+    with pytest.raises(ComfyRunError) as caught:
+        raise_for_status(entry)
+    assert caught.value.interrupted
+    assert saved_files(server) == before
+    require_working(server)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampler_name": "euler_ancestral"}, ["sampler_name", "euler_ancestral", "stochastic"]),
+        ({"sampler_name": "dpm_adaptive"}, ["sampler_name", "dpm_adaptive", "Choose"]),
+        ({"sampler_name": "euler_cfg_pp"}, ["sampler_name", "euler_cfg_pp", "CFG++", "Choose"]),
+        ({"steps": 1}, ["steps", "1", "min"]),
+        ({"teacher_steps": 3}, ["teacher_steps", "3", "more steps"]),
+        ({"cfg": -1}, ["cfg", "-1", "min"]),
+        ({"name": "../outside"}, ["name", "../outside", "no folders"]),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_training_refuses_what_cannot_work(
+    changes: dict[str, Any], said: list[str], server: ComfyServer
+) -> None:
+    before = saved_files(server)
+    with pytest.raises((ComfyRunError, PromptRefusedError)) as caught:
+        server.run(training(**{"name": "refused"} | changes))
+    message = str(caught.value)
+    assert "LD3 Train Schedule" in message or "LD3TrainSchedule" in message
+    for part in said:
+        assert part in message, message
+    assert saved_files(server) == before
+    require_working(server)
+
+
+@pytest.mark.parametrize("kind", ["unknown", "empty", "cut", "foreign", "text", "elsewhere"])
+def test_load_schedule_refuses_what_is_no_schedule(
+    kind: str, server: ComfyServer, schedule: schedule_file.Schedule
+) -> None:
+    folder = server.base / "models" / "ld3"
+    name, file = f"bad_{kind}.safetensors", folder / f"bad_{kind}.safetensors"
+    good = (folder / "from_demo.safetensors").read_bytes()
+    said = ["LD3 Load Schedule", name]
+    if kind == "unknown":
+        said += ["from_demo.safetensors"]
+    elif kind == "elsewhere":
+        name = "../../comfyui.log"
+        said = ["LD3 Load Schedule", name, "from_demo.safetensors"]
+    elif kind == "foreign":
+        shutil.copyfile(ROOT / "demo" / "emoji_unet.safetensors", file)
+        said += ["no LD3 schedule", "choose another"]
+    else:
+        file.write_bytes({"empty": b"", "cut": good[:-100], "text": b"not a schedule"}[kind])
+        said += ["cannot be read", "again"]
+    try:
+        with pytest.raises((ComfyRunError, PromptRefusedError)) as caught:
+            server.run(sampling(name))
+    finally:
+        file.unlink(missing_ok=True)
+    for part in said:
+        assert part in str(caught.value), str(caught.value)
+    require_working(server)
+
+
+def test_a_schedule_of_another_model_samples_with_a_warning(
+    server: ComfyServer, schedule: schedule_file.Schedule
+) -> None:
+    told = len(server.log_text())
+    server.run(sampling("from_demo.safetensors"))
+    assert "another model" not in server.log_text()[told:]
+    for patch in (
+        {"class_type": "ModelMergeSimple",
+         "inputs": {"model1": ["1", 0], "model2": ["1", 0], "ratio": 0.5}},
+        {"class_type": "ModelSamplingDiscrete",
+         "inputs": {"model": ["1", 0], "sampling": "v_prediction", "zsnr": False}},
+    ):  # fmt: skip
+        told = len(server.log_text())
+        outputs = server.run(sampling("from_demo.safetensors", patch))
+        assert len(outputs["9"]["images"]) == 4
+        log = server.log_text()[told:]
+        assert "LD3 KSampler: schedule 'from_demo' was learned for another model" in log
+
+
+def test_a_schedule_of_another_kind_of_noise_is_refused(
+    server: ComfyServer, schedule: schedule_file.Schedule
+) -> None:
+    flow = {"class_type": "ModelSamplingSD3", "inputs": {"model": ["1", 0], "shift": 3.0}}
+    with pytest.raises(ComfyRunError, match="LD3 KSampler.*'eps'.*'flow'.*LD3 Train Schedule"):
+        server.run(sampling("from_demo.safetensors", flow))
+    require_working(server)
+
+
+@pytest.mark.parametrize("name", [TRAIN_SD, LOAD_SD])
+def test_stable_diffusion_workflows_lack_nothing_but_files(name: str, server: ComfyServer) -> None:
+    with pytest.raises(PromptRefusedError) as caught:
+        server.queue(twin(name))
+    missing = {"1", "5"} if name == LOAD_SD else {"1"}
+    assert set(caught.value.node_errors) == missing
+    checkpoint = caught.value.node_errors["1"]["errors"]
+    assert [error["type"] for error in checkpoint] == ["value_not_in_list"]
+
+
+def with_demo_model(prompt: dict[str, Any]) -> dict[str, Any]:
+    """A Stable Diffusion prompt with the demo model in the checkpoint's place, at 16x16."""
+    prompt = copy.deepcopy(prompt)
+    for node in prompt.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "LD3DemoModel", "inputs": {"batch_size": 1}}
+        elif node["class_type"] == "CLIPTextEncode":
+            node |= {"class_type": "LD3DemoPrompt", "inputs": {"text": inputs["text"]}}
+        elif node["class_type"] == "EmptyLatentImage":
+            inputs |= {"width": 16, "height": 16}
+        elif inputs.get("vae") == ["1", 2]:
+            inputs["vae"] = ["1", 1]
+        if "cfg" in inputs:
+            inputs["cfg"] = 2
+    return prompt
+
+
+def test_stable_diffusion_workflows_run_with_the_demo_model(server: ComfyServer) -> None:
+    prompt = with_demo_model(twin(TRAIN_SD))
+    prompt["5"]["inputs"] |= TINY
+    outputs = server.run(prompt)
+    core, ours = (server.fetch_image(outputs[key]["images"][0]) for key in ("10", "11"))
+    assert core.size == ours.size == (16, 16)
+    assert np.array_equal(np.asarray(core), np.asarray(ours))
+    # the second workflow loads what the first saved, and makes the same picture
+    outputs = server.run(with_demo_model(twin(LOAD_SD)))
+    loaded = server.fetch_image(outputs["8"]["images"][0])
+    assert np.array_equal(np.asarray(loaded), np.asarray(ours))
+
+
+def test_workflows_folder_holds_workflows_and_thumbnails_only() -> None:
+    names = {path.name for path in (ROOT / "workflows").iterdir()}
+    assert set(NAMES) == {DEMO, TRAIN_SD, LOAD_SD} == set(workflows.GRAPHS)
+    assert names == {f"{name}.{end}" for name in NAMES for end in ("json", "jpg")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_file_is_what_the_frontend_and_manager_expect(
+    name: str, server: ComfyServer
+) -> None:
+    saved = workflow(name)
+    assert saved["version"] == 0.4
+    for node in saved["nodes"]:
+        if node["type"] in FRONTEND_ONLY:
+            continue
+        definition = server.object_info(node["type"])
+        if definition["python_module"].startswith("custom_nodes"):
+            assert node["properties"] == {
+                "Node name for S&R": node["type"],
+                "cnr_id": workflows.PROJECT["name"],
+                "ver": workflows.PROJECT["version"],
+            }
+        widgets = 0
+        for group in ("required", "optional"):
+            for kind, *options in definition["input"].get(group, {}).values():
+                settings = options[0] if options else {}
+                if isinstance(kind, list) or kind in WIDGET_TYPES:
+                    widgets += 1 + bool(settings.get("control_after_generate"))
+        assert len(node.get("widgets_values", [])) == widgets, node["type"]
+    with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+        assert thumbnail.format == "JPEG" and thumbnail.width >= 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflow_file_opens_in_the_frontend_as_its_api_twin(
+    name: str, server: ComfyServer, browser: Browser
+) -> None:
+    with workflows.frontend(browser, server) as page:
+        workflows.load(page, workflow(name))
+        assert workflows.to_api(page) == twin(name)
+
+
+def test_server_offers_the_workflows_as_templates(server: ComfyServer) -> None:
+    offered = server._get("/workflow_templates")
+    assert set(offered["ld3-schedules"]) == set(NAMES)
+
+
+def test_demo_script_writes_pictures_schedule_and_report(
+    comfyui_root: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo.py", "--comfyui", comfyui_root, "--quick",
+         "--output", tmp_path],
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["sampler"] == "dpmpp_2m" and report["steps"] == 5
+    assert report["model_calls_training"] > 0 and report["model_calls_teacher"] > 0
+    assert len(report["heldout_error_baselines"]) == 9
+    assert all(error > 0 for error in report["heldout_error_baselines"].values())
+    best = report["heldout_error_baselines"][report["best_baseline"]]
+    assert report["ratio"] == pytest.approx(report["heldout_error_learned"] / best)
+    assert done.stdout.strip().splitlines()[-1].endswith(f"= {report['ratio']:.3f}")
+    assert schedule_file.load(tmp_path / "emoji.safetensors").info.steps == 5
+    for name in ("comparison.png", "report.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 1000 and picture.height > 350
+
+
+def test_demo_script_fails_with_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo.py", "--comfyui", tmp_path, "--output", tmp_path],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("demo: ")
