@@ -108,8 +108,8 @@ class Schedule:
         ):
             raise ValueError(
                 f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls "
-                f"cannot have "
-                f"{len(self.sigmas)} sigmas and a table of {self.table.model_calls} calls"
+                f"cannot have {len(self.sigmas)} sigmas and a table of {self.table.model_calls} "
+                "calls"
             )
 
 
@@ -125,8 +125,7 @@ def check_name(name: str) -> str:
     ):
         raise ValueError(
             f"{name!r} cannot be a schedule's name: use up to 120 letters, digits, spaces, '-', "
-            f"'_' and '.', "
-            "no folders, not starting with '.'"
+            "'_' and '.', no folders, not starting with '.'"
         )
     return name
 
@@ -232,8 +231,8 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
             raise TypeError("format_version is no number")
         if version > FORMAT_VERSION:
             raise ScheduleFileError(
-                f"{where} was written by a newer version of LD3 (format {version}, this one "
-                f"reads up to {FORMAT_VERSION}); update the pack"
+                f"{where} was written by a newer version of LD3 (format {version}, this one reads "
+                f"up to {FORMAT_VERSION}); update the pack"
             )
         info = ScheduleInfo(**{f.name: raw[f.name] for f in fields(ScheduleInfo) if f.name in raw})
         for f in fields(ScheduleInfo):

@@ -167,7 +167,7 @@ class Sampler:
             if len(inputs) == most_calls:
                 raise UnsupportedSampler(
                     f"it is adaptive: more than {most_calls} model calls for {len(sigmas) - 1} "
-                    f"steps"
+                    "steps"
                 )
             inputs.append(x.detach().double().reshape(-1).clone())
             levels.append(float(sigma.reshape(-1)[0]))

@@ -110,8 +110,8 @@ def teach(
     if bad:
         raise ValueError(
             f"the teacher's result is infinite or undefined (NaN) for {bad} of {len(target)} "
-            "noises; check that the model works in a plain KSampler with the teacher's sampler and "
-            "scheduler"
+            "noises; check that the model works in a plain KSampler with the teacher's sampler "
+            "and scheduler"
         )
     if store:
         store.put(noise, latent, target)

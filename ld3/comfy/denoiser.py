@@ -82,8 +82,7 @@ def check_stateless(
     if not torch.isfinite(answers[0]).all():
         raise ValueError(
             "the model's output is infinite or undefined (NaN); check that the model works in a "
-            "plain KSampler "
-            "(another precision, such as bf16 or fp32, often helps)"
+            "plain KSampler (another precision, such as bf16 or fp32, often helps)"
         )
     difference = float(
         (answers[2] - answers[0]).abs().max() / answers[0].abs().max().clamp_min(1e-8)
@@ -94,9 +93,8 @@ def check_stateless(
             f"{k} patches" for k, v in model_options.get("transformer_options", {}).items() if v
         ]
         raise ValueError(
-            f"the model answers the same question differently the second time (by "
-            f"{difference:.1%}), so it keeps "
-            "a memory between steps; remove caching or momentum nodes (EasyCache, TeaCache, APG) "
-            "from the MODEL "
-            f"before training. Patched on it: {', '.join(patched) or 'nothing visible'}"
+            "the model answers the same question differently the second time (by "
+            f"{difference:.1%}), so it keeps a memory between steps; remove caching or momentum "
+            "nodes (EasyCache, TeaCache, APG) from the MODEL before training. Patched on it: "
+            f"{', '.join(patched) or 'nothing visible'}"
         )

@@ -37,15 +37,14 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
     if (kind == "flow") != (info.prediction_type == "flow"):
         raise ValueError(
             f"schedule {schedule.name!r} was learned for a model with {info.prediction_type!r} "
-            f"noise levels, this "
-            f"model has {kind!r} ones; train a schedule for this model with LD3 Train Schedule"
+            f"noise levels, this model has {kind!r} ones; train a schedule for this model with "
+            "LD3 Train Schedule"
         )
     if float(schedule.sigmas[0]) > 1.001 * float(sampling.sigma_max):
         raise ValueError(
             f"schedule {schedule.name!r} starts at sigma {float(schedule.sigmas[0]):.4g}, this "
-            f"model's largest is "
-            f"{float(sampling.sigma_max):.4g}; train a schedule for this model with LD3 Train "
-            f"Schedule"
+            f"model's largest is {float(sampling.sigma_max):.4g}; train a schedule for this model "
+            "with LD3 Train Schedule"
         )
     try:
         table = samplers.traceable(schedule_sampler(schedule), sampling).table(schedule.sigmas)
@@ -56,8 +55,8 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
     if difference > TABLE_TOLERANCE:
         raise ValueError(
             f"schedule {schedule.name!r} was learned for another sampler than this ComfyUI's "
-            f"{info.sampler!r} (their "
-            f"steps differ by {difference:.2g}); train it again with LD3 Train Schedule"
+            f"{info.sampler!r} (their steps differ by {difference:.2g}); train it again with LD3 "
+            "Train Schedule"
         )
     warnings = []
     if (

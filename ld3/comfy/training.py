@@ -64,8 +64,7 @@ class TrainingRequest:
         if self.teacher_steps <= self.steps:
             raise ValueError(
                 f"teacher_steps is {self.teacher_steps} and steps {self.steps}; the teacher must "
-                f"take more steps "
-                "than the student (20 is typical)"
+                "take more steps than the student (20 is typical)"
             )
         if not 0 < self.denoise <= 1:
             raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")

@@ -153,14 +153,13 @@ class ScheduleTraining:
         if not self.parameters.room_for(steps):
             raise ValueError(
                 f"steps is {steps}; between sigma {start_sigma:.4g} and "
-                f"{self.parameters.floor:.4g} so many noise "
-                "levels cannot be told apart: use fewer steps"
+                f"{self.parameters.floor:.4g} so many noise levels cannot be told apart: use "
+                "fewer steps"
             )
         if len(teacher_sigmas) - 1 <= steps:
             raise ValueError(
-                f"teacher steps are {len(teacher_sigmas) - 1}, student steps {steps}; the "
-                f"teacher must take more "
-                "steps than the student (20 is typical)"
+                f"teacher steps are {len(teacher_sigmas) - 1}, student steps {steps}; the teacher "
+                "must take more steps than the student (20 is typical)"
             )
         self.report = Report()
         self.baselines = self._tables(baselines)
