@@ -80,11 +80,19 @@ def schedule_sigmas(schedule: Schedule, denoise: float) -> Tensor:
     """The sigmas for a denoise strength: the schedule's own, or as many steps of a stretched one.
 
     As KSampler does it, denoise d takes the last N of N/d steps.
+
+    Raises:
+        ValueError: more denoising than the schedule was learned for.
     """
-    steps = schedule.info.steps
-    if abs(denoise - schedule.info.denoise) < 1e-6:
+    steps, learned_at = schedule.info.steps, schedule.info.denoise
+    if abs(denoise - learned_at) < 1e-6:
         return schedule.sigmas
-    return resampled(schedule.sigmas, int(steps * schedule.info.denoise / denoise))[-(steps + 1) :]
+    if denoise > learned_at:
+        raise ValueError(
+            f"denoise is {denoise:g}, but schedule {schedule.name!r} was learned for "
+            f"{learned_at:g}: use that or less, or train one for it"
+        )
+    return resampled(schedule.sigmas, int(steps * learned_at / denoise))[-(steps + 1) :]
 
 
 def sample_with_schedule(

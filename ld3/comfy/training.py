@@ -197,7 +197,7 @@ def train_schedule(
     sampling = model.get_model_object("model_sampling")
     info = ScheduleInfo(
         sampler=request.sampler_name,
-        steps=request.steps,
+        steps=len(run.sigmas) - 1,
         model_calls=run.table.model_calls,
         cfg=request.cfg,
         denoise=request.denoise,

@@ -117,7 +117,7 @@ class ScheduleTraining:
         student: the sampler to learn for.
         teacher_table, teacher_sigmas: the many-step reference.
         baselines: name -> sigmas of standard schedules; each is a competitor, and a start where it
-        fits.
+            fits.
         settings: sizes and constants.
         start_sigma: first level of the learned schedule.
         end_sigma: last level; 0 unless the schedule is the first part of a split sampling.
@@ -125,7 +125,7 @@ class ScheduleTraining:
         store: where the teacher's targets are kept for the next training.
 
     Raises:
-        ValueError: too few or too many steps, a weak teacher, or too few noises.
+        ValueError: too few or too many steps, or a teacher of no more steps than the student.
     """
 
     def __init__(
@@ -287,12 +287,18 @@ class ScheduleTraining:
         return sorted(starts, key=lambda c: c[0])
 
     def _surrogate_starts(self, training: Pairs) -> list[Tensor]:
-        few = training[: min(TRAJECTORIES, self.settings.batch_size)]
-        batch = next(few.batches(len(few), self.model.device))
-        result, history = student_samples(
-            self.model, self.teacher_table, self.teacher_sigmas, batch
+        batches = training[:TRAJECTORIES].batches(self.settings.batch_size, self.model.device)
+        results, histories = zip(
+            *(
+                student_samples(self.model, self.teacher_table, self.teacher_sigmas, batch)
+                for batch in batches
+            ),
+            strict=True,
         )
-        surrogate = TrajectorySurrogate(self.teacher_table, history, result, self.model.coordinate)
+        history = [torch.cat(states) for states in zip(*histories, strict=True)]
+        surrogate = TrajectorySurrogate(
+            self.teacher_table, history, torch.cat(results), self.model.coordinate
+        )
         found = surrogate_starts(
             surrogate,
             self.table_of,
