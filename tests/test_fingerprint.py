@@ -13,8 +13,6 @@ import torch
 from demo.model import encode_prompt, load_demo_model
 from ld3.comfy.fingerprint import model_fingerprint, options_of, settings_hash
 
-KEY = "diffusion_model.input_blocks.0.0.weight"
-
 
 @pytest.fixture
 def model() -> Iterator[Any]:
@@ -23,18 +21,20 @@ def model() -> Iterator[Any]:
 
 
 def lora(scale: float) -> dict[str, Any]:
-    """A LoRA of one convolution, as LoraLoader hands it to add_patches."""
-    weight = load_demo_model().model.state_dict()[KEY]
-    generator = torch.Generator().manual_seed(0)
-    up = scale * torch.randn(weight.shape[0], 2, generator=generator)
-    down = torch.randn(2, weight[0].numel(), generator=generator)
-    tensors = {"a.lora_up.weight": up, "a.lora_down.weight": down.view(2, *weight.shape[1:])}
-    return comfy.lora.load_lora(tensors, {"a": KEY})
+    """A LoRA of every convolution and linear layer, as LoraLoader hands it to add_patches."""
+    generator, tensors, keys = torch.Generator().manual_seed(0), {}, {}
+    for key, weight in load_demo_model().model.state_dict().items():
+        if key.startswith("diffusion_model.") and weight.ndim >= 2:
+            up = scale * torch.randn(weight.shape[0], 2, generator=generator)
+            down = torch.randn(2, *weight.shape[1:], generator=generator)
+            tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+            keys[key] = key
+    return comfy.lora.load_lora(tensors, keys)
 
 
 def patched(model: Any, patches: dict[str, Any], strength: float = 1.0) -> Any:
     clone = model.clone()
-    assert clone.add_patches(patches, strength) == [KEY]
+    assert set(clone.add_patches(patches, strength)) == set(patches)
     return clone
 
 
@@ -54,9 +54,13 @@ def test_loading_and_unloading_does_not_change_the_fingerprint(model: Any) -> No
 
 
 def test_a_lora_merged_into_the_weights_at_the_moment_is_no_other_base_model(model: Any) -> None:
-    before = model_fingerprint(model)
-    comfy.model_management.load_models_gpu([patched(model, lora(1.0))])
-    assert model_fingerprint(model) == before
+    with_lora, plain = patched(model, lora(1.0)), model.model.state_dict()
+    before = model_fingerprint(model), model_fingerprint(with_lora)
+    with_lora.patch_model()
+    merged = model.model.state_dict()  # both patchers share the network
+    assert sum(not torch.equal(merged[name], plain[name]) for name in plain) > 50
+    assert (model_fingerprint(model), model_fingerprint(with_lora)) == before
+    with_lora.unpatch_model()
 
 
 def test_other_weights_and_patches_have_other_fingerprints(model: Any) -> None:

@@ -280,7 +280,8 @@ def test_n_steps_cost_n_calls_or_two_a_step_but_the_last(steps: int) -> None:
             assert (table.model_calls, len(table.callback_calls)) == (calls, steps), name
 
 
-def test_tracing_leaves_global_state_and_the_callers_sigmas_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tracing_leaves_global_state_and_the_callers_sigmas_alone(dtype: torch.dtype) -> None:
     def failing(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
         torch.randn(3)
         sigmas.zero_()
@@ -292,7 +293,7 @@ def test_tracing_leaves_global_state_and_the_callers_sigmas_alone() -> None:
         sigmas.zero_()
         return result
 
-    sigmas = schedule("flow", 4)
+    sigmas = schedule("flow", 4).to(dtype)
     kept, default = sigmas.clone(), torch.get_default_dtype()
     torch.manual_seed(5)
     state = torch.get_rng_state()
