@@ -11,32 +11,8 @@ from matplotlib.figure import Figure
 LEARNED, INITIAL, OTHERS, BEST = "#d1495b", "#edae49", "#c9ced6", "#30638e"
 
 
-def schedules_picture(schedules: dict[str, list[float]], learned: str | None = None) -> np.ndarray:
-    """Noise level by step of several schedules: (H, W, 3) uint8.
-
-    Args:
-        schedules: name -> sigmas; `learned` names the one to draw on top.
-    """
-    figure = Figure(figsize=(6, 4.5), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    for name, sigmas in schedules.items():
-        top = name == learned
-        axes.plot(
-            sigmas,
-            marker="o",
-            ms=5 if top else 3,
-            lw=2.5 if top else 1.2,
-            label=name,
-            zorder=3 if top else 2,
-        )
-    _noise_axis(axes, [s for sigmas in schedules.values() for s in sigmas])
-    axes.legend(fontsize=8, frameon=False)
-    return _pixels(figure)
-
-
 def report_picture(report: dict[str, Any], title: str) -> np.ndarray:
-    """The schedule against the standard ones, validation error by model calls, errors compared: (H,
-    W, 3) uint8.
+    """Schedules, validation error by model calls, and errors compared, as (H, W, 3) uint8.
 
     Args:
         report: `Report.as_dict()`, finished or still growing.
@@ -78,7 +54,7 @@ def _draw_schedules(axes, report: dict[str, Any]) -> None:
         )
     _noise_axis(axes, drawn + report["sigmas"])
     axes.set_title("noise levels", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
 
 
 def _draw_history(axes, report: dict[str, Any]) -> None:
@@ -99,8 +75,7 @@ def _draw_history(axes, report: dict[str, Any]) -> None:
     axes.set_title("error while learning (validation noises)", fontsize=10)
     axes.set_xlabel("model calls")
     axes.set_ylim(bottom=0)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
 
 
 def _draw_errors(axes, report: dict[str, Any]) -> None:
@@ -134,6 +109,11 @@ def _best_baseline(report: dict[str, Any]) -> str | None:
         if errors:
             return min(errors, key=lambda n: errors[n])
     return None
+
+
+def _legend(axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _noise_axis(axes, sigmas: list[float]) -> None:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from ld3.plots import report_picture, schedules_picture
+from ld3.plots import report_picture
 from ld3.training.loop import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,22 +79,10 @@ def test_an_unfinished_report_can_be_drawn_at_the_same_size(stage: int) -> None:
     assert picture.shape == report_picture(finished(), "done").shape
 
 
-def test_the_learned_schedule_of_a_comparison_is_drawn_on_top() -> None:
-    schedules = {"learned": [9.0, 1.0, 0.0], "karras": [9.0, 1.0, 0.0]}
-    picture = schedules_picture(schedules, learned="learned")
-    assert_is_picture(picture)
-    assert not np.array_equal(picture, schedules_picture(schedules))
-
-
-def test_flow_schedules_and_ends_above_zero_can_be_drawn() -> None:
-    assert_is_picture(schedules_picture({"flow": [1.0, 0.5, 0.0], "part": [1.0, 0.9, 0.7]}))
-
-
 def test_drawing_leaves_the_report_and_matplotlibs_settings_alone() -> None:
     report = finished()
     settings, before = dict(matplotlib.rcParams), copy.deepcopy(report)
     report_picture(report, "title")
-    schedules_picture({"a": [2.0, 1.0, 0.0]})
     assert dict(matplotlib.rcParams) == settings
     assert report == before
 
@@ -105,7 +93,8 @@ def test_equal_reports_give_equal_pictures() -> None:
 
 def test_pictures_need_no_pyplot_whose_state_is_global() -> None:
     program = (
-        "import sys; from ld3.plots import schedules_picture; "
-        "schedules_picture({'a': [2.0, 1.0, 0.0]}); sys.exit('matplotlib.pyplot' in sys.modules)"
+        "import sys; from ld3.plots import report_picture; "
+        "from ld3.training.loop import Report; report_picture(Report().as_dict(), ''); "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

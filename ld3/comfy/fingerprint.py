@@ -82,10 +82,13 @@ def _update(digest: Any, value: Any) -> None:
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     elif isinstance(value, dict):
+        digest.update(f"dict of {len(value)}".encode())
         for key in sorted(value, key=str):
-            digest.update(str(key).encode())
+            _update(digest, str(key))
             _update(digest, value[key])
     elif isinstance(value, (list, tuple)):
+        # how many: [A, B] before [C] is not [A] before [B, C]
+        digest.update(f"list of {len(value)}".encode())
         for item in value:
             _update(digest, item)
     elif isinstance(value, (str, int, float, bool, type(None))):

@@ -137,5 +137,8 @@ class GaussNewton:
 
 def damped_step(a: Tensor, g: Tensor, damping: float) -> Tensor:
     """-(A + mu diag A)^-1 g; directions without any effect stay put."""
-    diagonal = a.diagonal().clamp_min(1e-12 * float(a.diagonal().max().clamp_min(1e-300)))
-    return -torch.linalg.solve(a + torch.diag(damping * diagonal + 1e-12 * diagonal.max()), g)
+    largest = float(a.diagonal().max())
+    if largest == 0:
+        return torch.zeros_like(g)
+    diagonal = a.diagonal().clamp_min(1e-12 * largest)
+    return -torch.linalg.solve(a + torch.diag(damping * diagonal + 1e-12 * largest), g)
