@@ -25,7 +25,6 @@ STARTS = 3  # schedules that get a descent of their own: basins differ more than
 TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
 CANDIDATES = 12  # schedules found on them that the real model screens
 DIFFERENT = 0.3  # in u: starts nearer to each other share a basin
-FINALISTS = 4  # schedules visited that are compared on training and validation noises together
 SCREENING_NOISES = 16  # of the validation noises; they rank starts and standard schedules
 
 
@@ -190,8 +189,8 @@ class ScheduleTraining:
         )
         self.report.teacher_calls = self.model.calls
         self.distance = self._scaled_distance(validation)
-        finalists = self._learn(training, validation)
-        sigmas = self._select(finalists, training, validation)
+        u, validation_error = self._learn(training, validation)
+        sigmas = self._select(self.parameters.sigmas(u), validation_error)
         self.report.training_calls = self.model.calls - self.report.teacher_calls
         self.report.sigmas = sigmas.tolist()
         self._measure(sigmas, test)
@@ -226,19 +225,19 @@ class ScheduleTraining:
         deviations = self._residuals(sigmas, validation, rmse)
         return Distance(self.settings.distance, max(float(deviations.median()), 1e-6))
 
-    def _learn(self, training: Pairs, validation: Pairs) -> list[Tensor]:
-        """Screen starts, descend from three, go on with the best; the best schedules visited."""
+    def _learn(self, training: Pairs, validation: Pairs) -> tuple[Tensor, float]:
+        """Screen starts, descend from three, go on with the best: (u, validation error)."""
         s = self.settings
         starts = self._screened_starts(training, validation)
         self.report.start = starts[0][1]
         self.report.initial_sigmas = self.parameters.sigmas(starts[0][2]).tolist()
+        best_error, _, best_u = starts[0]
         order = torch.Generator().manual_seed(s.seed)
         descents = [
             (name, GaussNewton(self.parameters, u, s.iterations, s.gauss_newton))
             for _, name, u in starts
         ]
         reached: dict[str, float] = {name: error for error, name, _ in starts}
-        visited = [(error, u) for error, _, u in starts[:1]]
         heat = max(1, s.iterations // 3)
         for iteration in range(s.iterations):
             if iteration == heat:
@@ -253,12 +252,11 @@ class ScheduleTraining:
                     {"start": name, "calls": self.model.calls, "error": error}
                 )
                 reached[name] = min(reached[name], error)
-                visited.append((error, u))
-                best = min(visited, key=lambda v: v[0])[1]
-                self.report.sigmas = self.parameters.sigmas(best).tolist()
+                if error < best_error:
+                    best_error, best_u = error, u
+                    self.report.sigmas = self.parameters.sigmas(u).tolist()
                 self._tell(f"learning: iteration {iteration + 1} of {s.iterations}")
-        finalists = sorted(visited, key=lambda v: v[0])[:FINALISTS]
-        return [self.parameters.sigmas(u) for _, u in finalists]
+        return best_u, best_error
 
     def _screened_starts(
         self, training: Pairs, validation: Pairs
@@ -328,25 +326,12 @@ class ScheduleTraining:
             ]
         )
 
-    def _select(self, finalists: list[Tensor], training: Pairs, validation: Pairs) -> Tensor:
-        """The best finalist or standard schedule on both sets together.
-
-        The least of many errors on few noises is partly luck; the training noises, which chose none
-        of them, halve it.
-        """
-
-        def error(sigmas: Tensor) -> float:
-            self._tell("choosing the schedule")
-            return self._error(sigmas, training) + self._error(sigmas, validation)
-
-        contenders = [(error(sigmas), "learned", sigmas) for sigmas in finalists]
-        best = self.report.best_baseline("screening_error")
-        if best is not None:
-            sigmas = self.baselines[best][0]
-            contenders.append((error(sigmas), best, sigmas))
-        # of equals the standard one, so that it is named
-        _, self.report.chosen, chosen = min(reversed(contenders), key=lambda c: c[0])
-        return chosen
+    def _select(self, learned: Tensor, validation_error: float) -> Tensor:
+        best = self.report.best_baseline("validation_error")
+        if best is None or self.report.baselines[best]["validation_error"] > validation_error:
+            return learned
+        self.report.chosen = best
+        return self.baselines[best][0]
 
     def _measure(self, sigmas: Tensor, test: Pairs) -> None:
         before = self.model.calls
@@ -380,7 +365,6 @@ class ScheduleTraining:
             s.noises * self.teacher_table.model_calls
             + calls * SCREENING_NOISES * (competitors + CANDIDATES)
             + calls * s.validation_noises * (STARTS + 2)
-            + calls * (s.training_noises + s.validation_noises) * (FINALISTS + 1)
             + iterations * iteration
             + s.test_noises * calls * (competitors + 2)
         )
