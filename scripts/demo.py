@@ -18,17 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ld3 import schedule as schedule_file  # noqa: E402
-from scripts.comfyui_server import (  # noqa: E402
-    ComfyServer,
-    ComfyServerError,
-    raise_for_status,
-)
+from scripts import comfyui_source  # noqa: E402
+from scripts.comfyui_server import ComfyServer, ComfyServerError, raise_for_status  # noqa: E402
 
 TWIN = ROOT / "tests" / "workflows" / "LD3 demo - train and compare.json"
 MODEL, PROMPT, SEED, TRAIN = "1", "2", "4", "5"
@@ -38,6 +35,7 @@ PICTURES = [("grinning face", 1), ("cat face", 2), ("red apple", 3), ("rocket", 
 PICTURES_A_PROMPT = 2
 QUICK = {"iterations": 1, "training_noises": 4, "heldout_noises": 4, "teacher_steps": 8}
 ZOOM, MARGIN, LABEL = 4, 8, 150
+STRESS = 4  # of differences, which are faint
 
 
 def main() -> None:
@@ -53,9 +51,10 @@ def main() -> None:
     # make the network several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        comfyui_source.require_checkout(options.comfyui)
         run_demo(options)
-    except (ComfyServerError, ValueError, OSError) as error:
-        sys.exit(f"demo: {str(error).splitlines()[0]}")
+    except (comfyui_source.SourceError, ComfyServerError, ValueError, OSError) as error:
+        sys.exit(f"demo: {error}")
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -115,7 +114,10 @@ def train(server: ComfyServer, prompt: dict[str, Any]) -> dict[str, Any]:
                         told = int(done)
                         print(f"  {told} %", flush=True)
             read = len(seen)
-            entry = server.history(prompt_id)
+            try:
+                entry = server.history(prompt_id)
+            except OSError:
+                entry = server.wait(prompt_id, timeout=30)  # says why the server ended
     raise_for_status(entry)
     return entry["outputs"]
 
@@ -172,7 +174,21 @@ def comparison(
         outputs = server.run(graph, timeout=120)
         for row in rows:
             cells[row] += [server.fetch_image(record) for record in outputs[row]["images"]]
+    for row in ("standard", "learned"):
+        rows[f"{row} off"] = (
+            f"{rows[row].splitlines()[0]}:\ndifference\nto the teacher\n(x {STRESS})"
+        )
+        cells[f"{row} off"] = [
+            difference(picture, target)
+            for picture, target in zip(cells[row], cells["teacher"], strict=True)
+        ]
     return labelled_grid(cells, rows, [text for text, _ in PICTURES])
+
+
+def difference(picture: Image.Image, target: Image.Image) -> Image.Image:
+    """Where and by how much two pictures differ, on white."""
+    off = ImageChops.difference(picture.convert("RGB"), target.convert("RGB"))
+    return ImageChops.invert(off.point(lambda value: min(255, STRESS * value)))
 
 
 def labelled_grid(

@@ -95,9 +95,9 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 demo - train and compare": {
         "nodes": {
             "1": node("LD3DemoModel", (20, 60), (300, 98), batch_size=4),
-            "2": node("LD3DemoPrompt", (20, 220), (300, 70), "Prompt", text="grinning face"),
-            "3": node("LD3DemoPrompt", (20, 350), (300, 70), "Negative prompt", text=""),
-            "4": node("PrimitiveInt", (20, 480), (300, 82), "Seed of all three", value=1),
+            "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt", text="grinning face"),
+            "3": node("LD3DemoPrompt", (20, 370), (300, 70), "Negative prompt", text=""),
+            "4": node("PrimitiveInt", (20, 530), (300, 82), "Seed of all three", value=1),
             "5": node("LD3TrainSchedule", (400, 60), (380, 530), **DEMO_CONDS,
                       **training(cfg=1, name="emoji", batch_size=16)),
             "6": node("KSampler", (860, 60), (300, 262), "Teacher: 20 steps", **DEMO_CONDS,
@@ -120,13 +120,13 @@ GRAPHS: dict[str, dict[str, Any]] = {
             "16": node("PreviewImage", (1520, 540), (760, 400), "Report", images=["5", 3]),
         },
         "groups": [
-            ("1. A tiny model and a prompt", (0, 0, 340, 580)),
+            ("1. A tiny model, a prompt", (0, 0, 340, 640)),
             ("2. Learn 5 steps, once", (380, 0, 420, 980)),
             ("3. Sample the same noise in three ways", (840, 0, 620, 980)),
             ("4. Look", (1500, 0, 800, 980)),
         ],
         "notes": [
-            ((20, 620), (300, 340), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
+            ((20, 690), (300, 290), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
              "learns where 5 sampling steps should lie so that they give what this model makes in "
              "20, and saves that in `models/ld3`. Running again uses the saved schedule.\n\nEach "
              "picture on the right: the 20-step teacher, 5 steps of a standard scheduler, 5 "
@@ -352,17 +352,22 @@ def main() -> None:
         contextlib.closing(
             playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         ) as browser,
-        frontend(browser, server) as page,
     ):
         for name in GRAPHS:
-            workflow, twin = build(page, name)
-            for folder, content in ((WORKFLOWS, workflow), (TWINS, twin)):
-                text = json.dumps(content, indent=2) + "\n"
-                (folder / f"{name}.json").write_text(text, encoding="utf-8")
-            if options.pictures and "demo" in name:
-                run_in(page, timeout=900)
-            draw(page, WORKFLOWS / f"{name}.jpg")
+            write(name, browser, server, run=options.pictures and "demo" in name)
             print(f"wrote {name}")
+
+
+def write(name: str, browser: Browser, server: ComfyServer, run: bool) -> None:
+    """Write a workflow, its API twin and its thumbnail, with results if it is run."""
+    with frontend(browser, server) as page:
+        workflow, twin = build(page, name)
+        for folder, content in ((WORKFLOWS, workflow), (TWINS, twin)):
+            text = json.dumps(content, indent=2) + "\n"
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        if run:
+            run_in(page, timeout=900)
+        draw(page, WORKFLOWS / f"{name}.jpg")
 
 
 if __name__ == "__main__":

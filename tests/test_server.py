@@ -405,4 +405,5 @@ def test_demo_script_fails_with_one_line(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("demo: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("demo: ") and str(tmp_path) in done.stderr
