@@ -17,6 +17,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -316,10 +317,14 @@ def draw(page: Page, file: Path) -> None:
 def run_in(page: Page, timeout: float) -> None:
     """Press Run and wait for the end."""
     page.evaluate("async () => { await window.app.queuePrompt(0); }")
-    waiting = "async () => { const q = await (await fetch('/queue')).json();"
-    waiting += " return q.queue_running.length + q.queue_pending.length === 0; }"
+    busy = "async () => { const q = await (await fetch('/queue')).json();"
+    busy += " return q.queue_running.length + q.queue_pending.length > 0; }"
+    end = time.monotonic() + timeout
     page.wait_for_timeout(1000)
-    page.wait_for_function(waiting, timeout=timeout * 1000, polling=1000)
+    while page.evaluate(busy):
+        if time.monotonic() > end:
+            sys.exit(f"workflows.py: the run did not end in {timeout:g} s")
+        page.wait_for_timeout(500)
     page.wait_for_timeout(2000)
 
 
@@ -339,6 +344,7 @@ def main() -> None:
     saved.parent.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(SETTINGS))
     if options.pictures:
+        shutil.rmtree(base / "models", ignore_errors=True)  # else the schedule's name is numbered
         demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--comfyui", options.comfyui]
         subprocess.run([*demo, "--base", str(base), "--docs"], check=True)
     for name in ("checkpoints/" + CHECKPOINT, "ld3/" + SCHEDULE):  # so that lists offer them
