@@ -47,9 +47,9 @@ class GaussNewtonSettings:
 
     noises: int = 8
     difference: float = 0.05
-    damping: float = 0.1
-    memory: float = 0.7
-    largest_step: float = 0.3
+    damping: float = 0.02
+    memory: float = 0.5
+    largest_step: float = 1.0
     smallest_step: float = 0.06
 
 
