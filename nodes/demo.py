@@ -7,6 +7,7 @@ import logging
 from comfy_api.v0_0_2 import io, ui
 
 from ..demo import model as demo_model
+from .types import tell
 
 log = logging.getLogger(__name__)
 CATEGORY = "LD3/demo"
@@ -94,18 +95,9 @@ class LD3DemoPrompt(io.ComfyNode):
     def execute(cls, text: str) -> io.NodeOutput:
         conditioning, unknown = demo_model.encode_prompt(text)
         if not unknown:
-            cls._show("All words known")
+            tell(cls, "All words known")
             return io.NodeOutput(conditioning)
         message = f"Words the demo model does not know: {', '.join(unknown)}"
         log.warning("LD3 Demo Prompt: %s (text: %r)", message, text)
-        cls._show(message)
+        tell(cls, message)
         return io.NodeOutput(conditioning, ui=ui.PreviewText(message))
-
-    @classmethod
-    def _show(cls, message: str) -> None:
-        """Write on the node: ComfyUI 0.30.0 draws PreviewText on a few core nodes only."""
-        if cls.hidden is None or cls.hidden.unique_id is None:
-            return  # called outside a server
-        from server import PromptServer
-
-        PromptServer.instance.send_progress_text(message, cls.hidden.unique_id)
