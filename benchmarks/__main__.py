@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts import comfyui_import
 
-NAMES = ("demo",)
+NAMES = ("demo", "descent")
 
 
 def main() -> None:
