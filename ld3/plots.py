@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-LEARNED, INITIAL, OTHERS, BEST = "#d1495b", "#edae49", "#c9ced6", "#30638e"
+LEARNED, OTHERS, BEST = "#d1495b", "#c9ced6", "#30638e"
 
 
 def report_picture(report: dict[str, Any], title: str) -> np.ndarray:

@@ -44,7 +44,7 @@ class SolverTable:
         state_sigmas: (M,) noise level of the input X_m of each model call.
         eval_sigmas: (M,) noise level the network is asked at (equal unless times are decoupled).
         weights: (M+1, 1+M), row m combines x_init and D_0..D_{m-1} into X_m; the last row is the
-        result.
+            result.
         callback_calls: (steps reported,) int64, the model calls whose output a callback reported.
     """
 
@@ -117,8 +117,7 @@ class Sampler:
         function: the real sampler, k-diffusion's signature.
         model: the real model wrapper, for samplers that look up its attributes; it is never called.
         end_scale: factor a runtime applies to the result, given the last sigma as the sampler left
-        it
-            (uni_pc leaves 0.001, and flow models divide by 1 - sigma); folded into the last row.
+            it (uni_pc leaves 0.001, and flow models divide by 1 - sigma); folded into the last row.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class Sampler:
 
         Raises:
             UnsupportedSampler: stochastic, adaptive, non-linear, guidance-reading or schedule-blind
-            sampler.
+                sampler.
             ValueError: sigmas not strictly decreasing.
         """
         table, end = self._trace(sigmas)
@@ -197,8 +196,7 @@ class Sampler:
 
     def _run(self, answer, x: Tensor, sigmas: Tensor, callback=None) -> tuple[Tensor, float]:
         """Run the real sampler in float64; returns its result and the last sigma as it left it."""
-        # a copy: uni_pc overwrites the last entry in place (ComfyUI 0.30.0,
-        # comfy/extra_samplers/uni_pc.py)
+        # a copy: uni_pc overwrites the last entry (ComfyUI 0.30.0, extra_samplers/uni_pc.py)
         sigmas = sigmas.detach().cpu().double().clone()
         with GLOBAL_STATE, torch.random.fork_rng(devices=[]), torch.no_grad():
             # uni_pc builds tensors of the default dtype; the caller's is restored whatever happens

@@ -42,7 +42,7 @@ class GaussNewtonSettings:
         damping: mu.
         memory: share of the running averages of A and g that an iteration keeps.
         largest_step, smallest_step: cap on |step| in u, falling geometrically from first to last
-        iteration.
+            iteration.
     """
 
     noises: int = 8

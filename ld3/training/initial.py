@@ -33,7 +33,7 @@ class TrajectorySurrogate:
     Args:
         table: the teacher's table.
         history: [x_init, D_0, ..] of its rollout, each (n, *latent); a fixed sample of elements is
-        kept.
+            kept.
         result: the teacher's samples (n, *latent).
         coordinate: outputs are interpolated linearly in this coordinate of sigma.
     """

@@ -70,8 +70,7 @@ class Report:
         initial_error: the same for the schedule the descent began with.
         chosen: "learned", or the name of the standard schedule that won on validation.
         teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and
-        on
-            measuring the test noises.
+            on measuring the test noises.
     """
 
     start: str = ""
