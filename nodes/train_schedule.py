@@ -125,7 +125,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     "retrain",
                     default=False,
                     tooltip="Off: identical settings return the schedule saved before, at once. "
-                    "On: learn anew and save under a numbered name.",
+                    "On: every Run learns anew and saves under a numbered name.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -207,6 +207,11 @@ class LD3TrainSchedule(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, retrain: bool, **inputs) -> float | str:
+        # NaN equals nothing, itself included: with retrain on ComfyUI's cache answers no Run
+        return float("nan") if retrain else ""
 
     @classmethod
     def execute(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SAMPLED_WEIGHTS = 24
-SAMPLED_VALUES = 64
+SAMPLED_WEIGHTS = 256
+SAMPLED_VALUES = 16
 
 
 def model_fingerprint(model: Any) -> str:
