@@ -8,6 +8,7 @@ neither by the descent nor by the choice of a schedule.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,7 @@ def row(sampler: str, steps: int, cfg: float) -> dict[str, Any]:
     from ld3.comfy import folders, training
 
     folders.register()
+    shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every cell pays for its teacher
     request = training.TrainingRequest(
         sampler_name=sampler,
         steps=steps,
@@ -50,7 +52,7 @@ def row(sampler: str, steps: int, cfg: float) -> dict[str, Any]:
         denoise=1.0,
         seed=0,
         teacher_sampler="dpmpp_2m",
-        teacher_scheduler="normal",
+        teacher_scheduler="karras",
         teacher_steps=20,
         distance="pseudo-huber",
         iterations=12,

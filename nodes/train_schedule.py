@@ -107,10 +107,10 @@ class LD3TrainSchedule(io.ComfyNode):
                 io.Combo.Input(
                     "teacher_scheduler",
                     options=samplers.scheduler_names(),
-                    default="normal",
-                    tooltip="Scheduler of the reference. Choose what looks best to you in many "
-                    "steps: normal or karras for SD and SDXL, simple or beta for flow models "
-                    "(Flux, SD3).",
+                    default="karras",
+                    tooltip="Scheduler of the reference. karras is near the exact solution for eps "
+                    "and v models (SD, SDXL); for flow models (Flux, SD3) use simple or beta. "
+                    "Choose what looks best to you in many steps.",
                 ),
                 io.Int.Input(
                     "teacher_steps",

@@ -58,7 +58,7 @@ def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "",
 
 def sampling(seed: Any, **options: Any) -> dict[str, Any]:
     """Widgets of KSampler as the demo uses it."""
-    defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1}
+    defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1}
     return {"seed": seed, **defaults, **options}
 
 
@@ -66,7 +66,7 @@ def training(**options: Any) -> dict[str, Any]:
     """Widgets of LD3 Train Schedule: its defaults, but for `options`."""
     return {
         "sampler_name": "dpmpp_2m", "steps": 5, "cfg": 7, "name": "my_schedule", "seed": 0,
-        "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "normal", "teacher_steps": 20,
+        "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 20,
         "retrain": False, "denoise": 1, "distance": "pseudo-huber", "iterations": 12,
         "training_noises": 32, "heldout_noises": 64, "batch_size": 4, **options,
     }  # fmt: skip

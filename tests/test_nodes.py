@@ -51,7 +51,7 @@ TINY = {
     "name": "tiny",
     "seed": 0,
     "teacher_sampler": "dpmpp_2m",
-    "teacher_scheduler": "normal",
+    "teacher_scheduler": "karras",
     "teacher_steps": 4,
     "retrain": False,
     "denoise": 1.0,
