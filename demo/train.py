@@ -14,13 +14,14 @@ import json
 import logging
 import math
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from scripts import comfyui_import
 
 from . import emoji
 from .muon import Muon
@@ -53,9 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def import_demo_model(comfyui: Path) -> Any:
     """Import ComfyUI with PyTorch's attention (its default is slow on a CPU), then demo.model."""
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]
-    importlib.import_module("comfy.options").enable_args_parsing()
+    comfyui_import.prepare(comfyui)
     return importlib.import_module(".model", __package__)
 
 
