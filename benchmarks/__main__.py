@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts import comfyui_import
 
-NAMES = ("demo", "descent", "teachers")
+NAMES = ("demo", "search", "descent", "teachers")
 
 
 def main() -> None:

@@ -38,8 +38,10 @@ def cells() -> Iterator[dict[str, Any]]:
                 yield {"sampler": sampler, "steps": steps, "cfg": cfg}
 
 
-def row(sampler: str, steps: int, cfg: float) -> dict[str, Any]:
-    """Train one schedule with the node's defaults."""
+def row(
+    sampler: str, steps: int, cfg: float, iterations: int = 12, training_noises: int = 32
+) -> dict[str, Any]:
+    """Train one schedule, with the node's defaults but for a batch size that suits the model."""
     from demo import model as demo
     from ld3.comfy import folders, training
 
@@ -55,8 +57,8 @@ def row(sampler: str, steps: int, cfg: float) -> dict[str, Any]:
         teacher_scheduler="karras",
         teacher_steps=20,
         distance="pseudo-huber",
-        iterations=12,
-        training_noises=32,
+        iterations=iterations,
+        training_noises=training_noises,
         heldout_noises=64,
         batch_size=16,
     )
