@@ -158,6 +158,13 @@ def test_demo_workflow_saves_a_schedule_that_loads(
     assert report["teacher_calls"] == (4 + 16 + 4) * 6
 
 
+def test_a_schedule_just_trained_can_be_chosen_in_load_schedule(
+    server: ComfyServer, demo_run: dict[str, Any]
+) -> None:
+    widget = server.object_info("LD3LoadSchedule")["input"]["required"]["name"]
+    assert "from_demo.safetensors" in json.dumps(widget)
+
+
 def test_learned_sigmas_in_core_sampler_custom_give_the_same_bits(
     server: ComfyServer, demo_run: dict[str, Any]
 ) -> None:
