@@ -37,10 +37,7 @@ DEFAULT = GaussNewtonSettings()
 SETTINGS = {
     "default": (12, DEFAULT),
     "largest_step 0.3": (12, replace(DEFAULT, largest_step=0.3)),
-    "largest_step 2": (12, replace(DEFAULT, largest_step=2.0)),
     "damping 0.1": (12, replace(DEFAULT, damping=0.1)),
-    "damping 0.005": (12, replace(DEFAULT, damping=0.005)),
-    "memory 0": (12, replace(DEFAULT, memory=0.0)),
     "memory 0.85": (12, replace(DEFAULT, memory=0.85)),
     "long": (40, replace(DEFAULT, memory=0.0, damping=0.01, noises=64, smallest_step=0.02)),
 }
