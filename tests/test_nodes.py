@@ -341,6 +341,10 @@ def test_learning_for_part_of_the_denoising_starts_lower(train: Any) -> None:
         ({"steps": 1}, ["steps", "1", "2 or more"]),
         ({"steps": 70, "teacher_steps": 71, "denoise": 0.01}, ["steps", "70", "fewer"]),
         ({"teacher_steps": 3}, ["teacher_steps", "3", "more steps"]),
+        (
+            {"teacher_steps": 1000, "teacher_scheduler": "simple", "denoise": 0.5},
+            ["teacher_steps", "1000", "'simple'", "fewer"],
+        ),
         ({"cfg": -1.0}, ["cfg", "-1"]),
         ({"cfg": float("nan")}, ["cfg", "nan"]),
         ({"iterations": 0}, ["iterations", "0"]),

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
 from ..solver import Sampler, UnsupportedSampler
 
-STOCHASTIC_MARKS = ("_ancestral", "_sde", "_gpu", "_cfg_pp", "_heun")
+STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu", "_cfg_pp")
 PLAIN_ALTERNATIVE = {
     "dpmpp_2s": "dpmpp_2m",
     "dpmpp_3m": "dpmpp_2m",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import DISTANCES
+from ..parameters import check_sigmas
 from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
 from ..solver import UnsupportedSampler
 from ..teacher import TargetStore
@@ -117,29 +118,18 @@ class TrainingResult:
     def summary(self) -> str:
         """One line: what was done."""
         info, report = self.schedule.info, self.report
-        calls = {
-            n: b for n, b in report["baselines"].items() if b["counted"] and b.get("heldout_error")
-        }
-        best = min(calls, key=lambda n: calls[n]["heldout_error"], default=None)
-        compared = (
-            ""
-            if best is None
-            else f", best standard scheduler ({best}) {calls[best]['heldout_error']:.4g}"
-        )
-        how = (
-            f"learned in {self.seconds:.0f} s"
-            if self.trained
-            else "found saved, identical settings"
-        )
-        won = (
-            ""
-            if report["chosen"] == "learned"
-            else f"; the standard scheduler {report['chosen']} won and is returned"
-        )
-        return (
-            f"{self.path.name}: {info.steps} steps of {info.sampler}, {how}; error to the teacher "
-            f"{report['heldout_error']:.4g}{compared}{won}"
-        )
+        how = f"learned in {self.seconds:.0f} s" if self.trained else "found saved, same settings"
+        parts = [f"{self.path.name}: {info.steps} steps of {info.sampler}, {how}"]
+        if report["heldout_error"] is not None:
+            parts.append(f"error to the teacher {report['heldout_error']:.4g}")
+        errors = {n: b.get("heldout_error") for n, b in report["baselines"].items() if b["counted"]}
+        errors = {n: e for n, e in errors.items() if e is not None}
+        if errors:
+            best = min(errors, key=lambda n: errors[n])
+            parts.append(f"best standard scheduler ({best}) {errors[best]:.4g}")
+        if report["chosen"] != "learned":
+            parts.append(f"the standard scheduler {report['chosen']} won and is returned")
+        return "; ".join(parts)
 
 
 def train_schedule(
@@ -244,6 +234,14 @@ class _TrainingSampler(comfy.samplers.Sampler):
             request.teacher_steps,
             request.denoise,
         )
+        try:
+            check_sigmas(self.teacher_sigmas)
+        except ValueError as error:
+            raise ValueError(
+                f"teacher_steps is {request.teacher_steps}; the scheduler "
+                f"{request.teacher_scheduler!r} cannot tell so many steps apart: use fewer, or "
+                "another teacher_scheduler"
+            ) from error
         self.baselines = samplers.standard_schedules(
             model, request.sampler_name, request.steps, request.denoise
         )
