@@ -29,6 +29,7 @@ SamplerFunction = Callable[..., Tensor]
 REPLAY_TOLERANCE = 1e-9
 SPARE = 4  # basis directions no model call owns: whatever appears there is noise
 GLOBAL_STATE = threading.RLock()  # held while the default dtype and random state are borrowed
+PROBED_LEVELS = 8  # noise levels moved to see that they count
 CALLS_PER_STEP = 4  # more calls a step than any fixed-step sampler makes
 
 
@@ -233,7 +234,8 @@ class Sampler:
             )
 
     def _check_uses_sigmas(self, table: SolverTable, sigmas: Tensor) -> None:
-        for k in range(1, len(sigmas) - 1):
+        inner = range(1, len(sigmas) - 1)
+        for k in inner[:: max(1, len(inner) // PROBED_LEVELS)]:
             moved = sigmas.detach().cpu().double().clone()
             moved[k] += 0.1 * (moved[k - 1] - moved[k])
             if self._trace(moved)[0].distance(table) < 1e-9:

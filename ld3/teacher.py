@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import Tensor
 from .model import Model
 from .rollout import rollout
 from .solver import SolverTable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,13 @@ class TargetStore:
     def put(self, noise: Tensor, latent: Tensor, target: Tensor) -> None:
         """Keep the target of a batch; the file appears whole or not at all."""
         path = self._path(noise, latent)
-        self._folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        safetensors.torch.save_file({"target": target.cpu().contiguous()}, temporary)
-        os.replace(temporary, path)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file({"target": target.cpu().contiguous()}, temporary)
+            os.replace(temporary, path)
+        except (OSError, safetensors.SafetensorError) as error:  # a full disk costs only time
+            logger.warning("LD3: a teacher's target could not be kept: %s", error)
 
     def _path(self, noise: Tensor, latent: Tensor) -> Path:
         digest = hashlib.sha256(self._key.encode())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from demo.model import encode_prompt, load_demo_model
-from ld3.comfy.fingerprint import model_fingerprint, options_of, settings_hash
+from ld3.comfy.fingerprint import model_fingerprint, patches_of, settings_hash
 
 
 @pytest.fixture
@@ -132,11 +132,49 @@ def test_a_condition_moved_from_positive_to_negative_is_another_training() -> No
     assert settings_hash({}, a + b, c) != settings_hash({}, a, b + c)
 
 
-def test_functions_patched_into_a_model_are_named(model: Any) -> None:
+def hash_of(model: Any) -> str:
+    return settings_hash({}, patches_of(model))
+
+
+def with_guidance(model: Any, strength: float) -> Any:
     def my_guidance(arguments: dict[str, Any]) -> Any:
-        return arguments["denoised"]
+        return strength * arguments["denoised"]
 
     clone = model.clone()
     clone.set_model_sampler_post_cfg_function(my_guidance)
-    assert any("my_guidance" in name for name in options_of(clone))
-    assert not any("my_guidance" in name for name in options_of(model))
+    return clone
+
+
+def test_a_function_patched_into_a_model_counts_with_its_constants(model: Any) -> None:
+    assert hash_of(with_guidance(model, 0.5)) == hash_of(with_guidance(model, 0.5))
+    assert len({hash_of(m) for m in (model, *(with_guidance(model, s) for s in (0.5, 0.7)))}) == 3
+
+
+def test_an_object_in_a_condition_counts_with_its_constants() -> None:
+    class Control:
+        def __init__(self, strength: float) -> None:
+            self.strength = strength
+
+    def condition(strength: float) -> list[Any]:
+        return [[torch.zeros(1, 2, 3), {"control": Control(strength)}]]
+
+    assert settings_hash({}, condition(1.0)) == settings_hash({}, condition(1.0))
+    assert settings_hash({}, condition(1.0)) != settings_hash({}, condition(0.5))
+
+
+def shifted(model: Any, shift: float) -> Any:
+    """The model with other noise levels, as core's ModelSampling nodes patch them."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    return ModelSamplingSD3().patch(model, shift)[0]
+
+
+def test_noise_levels_patched_onto_a_model_count_and_loading_them_does_not(model: Any) -> None:
+    patched = shifted(model, 3.0)
+    plain, three = model_fingerprint(model), model_fingerprint(patched)
+    assert len({plain, three, model_fingerprint(shifted(model, 8.0))}) == 3
+    comfy.model_management.load_models_gpu([patched])
+    assert model_fingerprint(patched) == three
+    assert model_fingerprint(model) == plain
+    comfy.model_management.unload_all_models()
+    assert model_fingerprint(patched) == three

@@ -367,6 +367,29 @@ def test_training_refuses_what_cannot_work_and_writes_nothing(
     assert set(folders.iterdir()) == files
 
 
+def test_a_batch_of_prompts_is_refused(train: Any, conds: dict[str, Any]) -> None:
+    tensor, options = conds["positive"][0]
+    with pytest.raises(ValueError, match="positive holds a batch of 2 prompts"):
+        train(positive=[[tensor.repeat(2, 1, 1), options]], name="two")
+
+
+def test_sampling_twice_with_uni_pc_leaves_the_schedule_alone(train: Any, sample: Any) -> None:
+    schedule = train(sampler_name="uni_pc", name="uni")[2]
+    before = schedule.sigmas.clone()
+    first = sample(schedule=schedule)
+    assert torch.equal(sample(schedule=schedule), first)
+    assert torch.equal(schedule.sigmas, before) and float(before[-1]) == 0
+
+
+def test_a_flow_model_can_be_trained_and_sampled(train: Any, sample: Any, model: Any) -> None:
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    flow = ModelSamplingSD3().patch(model, 3.0)[0]
+    schedule = train(model=flow, name="flow", teacher_scheduler="simple")[2]
+    assert schedule.info.prediction_type == "flow" and float(schedule.sigmas[0]) == 1
+    assert torch.isfinite(sample(model=flow, schedule=schedule)).all()
+
+
 def test_a_model_that_answers_nan_is_refused(
     pack_nodes: dict[str, type], train: Any, folders: Path
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
+import types
 from typing import Any
 
 import torch
@@ -11,17 +14,22 @@ from torch import Tensor
 
 SAMPLED_WEIGHTS = 256
 SAMPLED_VALUES = 16
+MODEL_SAMPLING = "model_sampling"
+DEPTH = 4  # objects within objects; what lies deeper counts by its class
 
 
 def model_fingerprint(model: Any) -> str:
-    """Hash of a MODEL's architecture, a fixed sample of its weights, and its patches (LoRA).
+    """Hash of a MODEL's architecture, noise levels, a sample of its weights, and patches (LoRA).
 
     The same after a restart, on another device, and whether or not patches are applied at the
     moment.
     """
     digest = hashlib.sha256(type(model.model).__name__.encode())
+    _update(digest, _noise_levels(model.get_model_object(MODEL_SAMPLING)))
     weights = model.model.state_dict()
-    names = sorted(weights)
+    # what an object patch replaces looks different while it is applied
+    replaced = (MODEL_SAMPLING, *model.object_patches, *model.object_patches_backup)
+    names = [n for n in sorted(weights) if not n.startswith(tuple(f"{r}." for r in replaced))]
     for name in names:
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())
     stride = max(1, len(names) // SAMPLED_WEIGHTS)
@@ -57,45 +65,53 @@ def settings_hash(settings: dict[str, Any], *contents: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def options_of(model: Any) -> list[str]:
-    """Names of the functions patched into a MODEL's options and of its replaced objects."""
-    names = []
-
-    def walk(value: Any) -> None:
-        if callable(value):
-            names.append(getattr(value, "__qualname__", type(value).__qualname__))
-        elif isinstance(value, dict):
-            for key in sorted(value, key=str):
-                names.append(str(key))
-                walk(value[key])
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                walk(item)
-
-    walk(model.model_options)
-    walk({key: type(value).__qualname__ for key, value in model.object_patches.items()})
-    return names
+def patches_of(model: Any) -> list[Any]:
+    """What is patched onto a MODEL besides weights, for `settings_hash`."""
+    names = ("model_options", "object_patches", "wrappers", "attachments", "injections")
+    return [getattr(model, name, None) for name in names]
 
 
-def _update(digest: Any, value: Any) -> None:
+def _noise_levels(sampling: Any) -> list[Any]:
+    """The kind of a model_sampling and its constants; its class may be made anew by every patch."""
+    values = {k: v for k, v in vars(sampling).items() if isinstance(v, (int, float, bool))}
+    return [[c.__name__ for c in type(sampling).__mro__], values, dict(sampling.named_buffers())]
+
+
+def _update(digest: Any, value: Any, depth: int = 0) -> None:
+    """Digest a value by its content: never by where it lies in memory."""
     if isinstance(value, Tensor):
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     elif isinstance(value, dict):
         digest.update(f"dict of {len(value)}".encode())
         for key in sorted(value, key=str):
-            _update(digest, str(key))
-            _update(digest, value[key])
+            _update(digest, str(key), depth)
+            _update(digest, value[key], depth)
     elif isinstance(value, (list, tuple)):
         # how many: [A, B] before [C] is not [A] before [B, C]
         digest.update(f"list of {len(value)}".encode())
         for item in value:
-            _update(digest, item)
+            _update(digest, item, depth)
     elif isinstance(value, (str, int, float, bool, type(None))):
         digest.update(repr(value).encode())
     else:
-        # control nets, hooks and the like: what they are, not where they lie in memory
-        digest.update(type(value).__qualname__.encode())
+        digest.update(getattr(value, "__qualname__", type(value).__qualname__).encode())
+        if depth < DEPTH:
+            _update(digest, _constants(value), depth + 1)
+
+
+def _constants(value: Any) -> Any:
+    """What a function or an object (control net, hook) was made with; networks count by class."""
+    if isinstance(value, torch.nn.Module) or hasattr(value, "patches_uuid"):
+        return None
+    if inspect.ismethod(value):
+        return [value.__func__, value.__self__]
+    if inspect.isfunction(value):
+        cells = [c.cell_contents for c in value.__closure__ or () if c != types.CellType()]
+        return [cells, value.__defaults__, value.__kwdefaults__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    return None if isinstance(value, type) else getattr(value, "__dict__", None)
 
 
 def _values(tensor: Any) -> bytes:

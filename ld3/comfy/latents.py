@@ -34,6 +34,24 @@ def latent_samples(model: Any, latent: dict[str, Any]) -> Tensor:
     )
 
 
+def check_conditioning(name: str, conditioning: list[Any]) -> None:
+    """Refuse several prompts or images in one batch: ComfyUI pairs them with places in a batch.
+
+    Training puts a noise now here, now there in a batch, so it would meet another prompt each time.
+
+    Raises:
+        ValueError: a conditioning holds a batch; `name` is its input.
+    """
+    for tensor, options in conditioning:
+        batched = [tensor, options.get("concat_latent_image")]
+        batched += options.get("reference_latents") or []
+        size = max(t.shape[0] for t in batched if isinstance(t, Tensor))
+        if size > 1:
+            raise ValueError(
+                f"{name} holds a batch of {size} prompts or images; learn with a single one"
+            )
+
+
 def noise_for(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
     """Core's noise for a batch, with all random states left as they were: samples' shape."""
     # core seeds the global generators (ComfyUI 0.30.0, comfy/sample.py prepare_noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
 from ..solver import Sampler, UnsupportedSampler
 
+logger = logging.getLogger(__name__)
 STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu", "_cfg_pp")
 PLAIN_ALTERNATIVE = {
     "dpmpp_2s": "dpmpp_2m",
@@ -101,8 +103,9 @@ def standard_schedules(model: Any, sampler: str, steps: int, denoise: float) -> 
     for name in scheduler_names():
         try:
             sigmas = scheduler_sigmas(model, sampler, name, steps, denoise)
-        except (ValueError, ZeroDivisionError, RuntimeError, IndexError):
-            continue  # a scheduler that cannot make so few or many steps is no competitor
+        except Exception as error:  # a scheduler that cannot make so few or many is no competitor
+            logger.info("LD3: the scheduler %s cannot make %d steps: %s", name, steps, error)
+            continue
         if (
             len(sigmas) > 1
             and bool((sigmas[:-1] > sigmas[1:]).all())

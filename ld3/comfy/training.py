@@ -21,17 +21,19 @@ from torch import Tensor
 from ..metrics import DISTANCES
 from ..parameters import check_sigmas
 from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
+from ..solver import Sampler as TracedSampler
 from ..solver import UnsupportedSampler
 from ..teacher import TargetStore
 from ..training.loop import Report, ScheduleTraining, TrainingSettings
 from ..version import __version__
 from . import fingerprint, folders, samplers
 from .denoiser import check_stateless, guided_model
-from .latents import latent_samples, training_noises
+from .latents import check_conditioning, latent_samples, training_noises
 from .progress import LiveProgress
 
 logger = logging.getLogger(__name__)
 METHOD = "gauss-newton"
+ALGORITHM = 1  # raised when the same settings learn another schedule than before
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,19 @@ def train_schedule(
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(request.cfg)
+    check_conditioning("positive", positive)
+    check_conditioning("negative", negative)
     samples = latent_samples(model, latent)
+    if latent.get("noise_mask") is not None:
+        logger.warning("LD3 Train Schedule: latent_image's mask is not used for learning")
     batch_index = latent.get("batch_index")
     if batch_index is None and torch.count_nonzero(samples) == 0:
         samples = samples[:1]  # how many empty latents there are does not matter
     model_id = fingerprint.model_fingerprint(model)
-    facts = {"model": model_id, "options": fingerprint.options_of(model), "method": METHOD}
-    prompts = positive, negative if request.cfg != 1 else None
-    key = fingerprint.settings_hash(asdict(request) | facts, *prompts, samples, batch_index)
-    teacher_key = fingerprint.settings_hash(request.teacher_facts() | facts, *prompts)
+    facts = {"model": model_id, "method": METHOD, "algorithm": ALGORITHM}
+    prompts = [fingerprint.patches_of(model), positive, negative if request.cfg != 1 else None]
+    key = fingerprint.settings_hash(asdict(request) | facts, prompts, samples, batch_index)
+    teacher_key = fingerprint.settings_hash(request.teacher_facts() | facts, prompts)
     saved = None if retrain else _saved(key, name)
     if saved is not None:
         return TrainingResult(load(saved), saved, trained=False, seconds=0.0)
@@ -265,12 +271,8 @@ class _TrainingSampler(comfy.samplers.Sampler):
         if torch.count_nonzero(latents) > 0:  # as core: an empty latent is not shifted
             latents = model_wrap.inner_model.process_latent_in(latents)
         with torch.no_grad():
-            student = self._traceable(
-                "sampler_name", self.request.sampler_name, sampling, model_wrap
-            )
-            teacher = self._traceable(
-                "teacher_sampler", self.request.teacher_sampler, sampling, model_wrap
-            )
+            student = self._traceable("sampler_name", model_wrap, self._any_schedule())
+            teacher = self._traceable("teacher_sampler", model_wrap, self.teacher_sigmas)
             batch = slice(0, self.request.batch_size)
             check_stateless(model, self.noises[batch], latents[batch], extra_args["model_options"])
             training = ScheduleTraining(
@@ -289,14 +291,22 @@ class _TrainingSampler(comfy.samplers.Sampler):
             self.table = student.table(self.sigmas)
         return noise
 
-    def _traceable(self, widget: str, name: str, sampling: Any, model_wrap: Any):
+    def _traceable(self, widget: str, model_wrap: Any, sigmas: Tensor) -> TracedSampler:
+        """The sampler a widget names, or ValueError saying why it cannot be read."""
+        name, sampling = getattr(self.request, widget), model_wrap.inner_model.model_sampling
         sampler = samplers.traceable(samplers.sampler_object(name), sampling, model_wrap)
         try:
-            sampler.table(self.teacher_sigmas)
+            sampler.table(sigmas)
         except UnsupportedSampler as error:
-            reason = samplers.refusal(name, error, sampling, self.teacher_sigmas)
+            reason = samplers.refusal(name, error, sampling, sigmas)
             raise ValueError(f"{widget}: {reason}") from error
         return sampler
+
+    def _any_schedule(self) -> Tensor:
+        """Some schedule of the student's steps: every so many-th level of the teacher's."""
+        last = len(self.teacher_sigmas) - 1
+        chosen = torch.linspace(0, last, min(self.request.steps, last) + 1).round().long()
+        return self.teacher_sigmas[chosen]
 
     def _start_sigma(self, sampling: Any) -> float:
         """The model's largest noise level, or below denoise 1 where the teacher starts."""

@@ -120,6 +120,9 @@ class GaussNewton:
         a, g = normal_equations(
             model, table_of, self.parameters, self.u, pairs, distance, batch_size, s.difference
         )
+        if not (torch.isfinite(a).all() and torch.isfinite(g).all()):
+            self.done += 1
+            return self.u  # a rollout overflowed; other noises may not
         keep = s.memory if self._a is not None else 0.0
         self._a = a if self._a is None else keep * self._a + (1 - keep) * a
         self._g = g if self._g is None else keep * self._g + (1 - keep) * g

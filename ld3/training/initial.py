@@ -27,6 +27,14 @@ MOST_ELEMENTS = 4096  # a sample; more only costs time, the surrogate acts on ea
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
 
 
+def few_elements(state: Tensor) -> Tensor:
+    """A fixed sample of each latent's elements, at most 4,096, on the CPU: (n, few) float32."""
+    flat = state.flatten(1)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(flat.shape[1], generator=generator)[:MOST_ELEMENTS].sort().values
+    return flat[:, chosen.to(flat.device)].cpu().float()
+
+
 class TrajectorySurrogate:
     """The denoiser above, read off one teacher rollout.
 
@@ -41,12 +49,9 @@ class TrajectorySurrogate:
     def __init__(
         self, table: SolverTable, history: list[Tensor], result: Tensor, coordinate: Coordinate
     ) -> None:
-        elements = history[0][0].numel()
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(elements, generator=generator)[:MOST_ELEMENTS].sort().values
         self._coordinate = coordinate
-        flat = [h.flatten(1).cpu()[:, chosen].float() for h in history]
-        self.start, self.target = flat[0], result.flatten(1).cpu()[:, chosen].float()
+        flat = [few_elements(state) for state in history]
+        self.start, self.target = flat[0], few_elements(result)
         self._variance = float(self.target.var())
         # of several calls at one level the last saw the corrected state
         calls = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}

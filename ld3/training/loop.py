@@ -17,7 +17,7 @@ from ..parameters import StepParameters
 from ..solver import Sampler, SolverTable
 from ..teacher import Pairs, TargetStore, student_samples, teach
 from .gauss_newton import GaussNewton, GaussNewtonSettings
-from .initial import TrajectorySurrogate, surrogate_starts
+from .initial import TrajectorySurrogate, few_elements, surrogate_starts
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class ScheduleTraining:
         for name, sigmas in schedules.items():
             try:
                 tables[name] = (sigmas, self.table_of(sigmas))
-            except ValueError as error:
+            except Exception as error:  # some samplers fail on some schedules
                 logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
         return tables
 
@@ -217,17 +217,22 @@ class ScheduleTraining:
         )
 
     def _scaled_distance(self, validation: Pairs) -> Distance:
-        """The distance, its scale set to the median error of the first standard schedule."""
-        sigmas = next((sigmas for sigmas, _ in self.baselines.values()), None)
-        if sigmas is None:
-            return Distance(self.settings.distance, float(validation.target.std()))
-        deviations = self._residuals(sigmas, validation, rmse)
-        return Distance(self.settings.distance, max(float(deviations.median()), 1e-6))
+        """The distance, its scale the median error of the first standard schedule that works."""
+        for sigmas, _ in self.baselines.values():
+            deviation = float(self._residuals(sigmas, validation, rmse).median())
+            if math.isfinite(deviation):
+                return Distance(self.settings.distance, max(deviation, 1e-6))
+        return Distance(self.settings.distance, float(validation.target.std()))
 
     def _learn(self, training: Pairs, validation: Pairs) -> tuple[Tensor, float]:
         """Screen starts, descend from three, go on with the best: (u, validation error)."""
         s = self.settings
         starts = self._screened_starts(training, validation)
+        if not math.isfinite(starts[0][0]):
+            raise ValueError(
+                "every schedule of so few steps ends in infinite or undefined values with this "
+                "sampler; use more steps or another sampler"
+            )
         self.report.start = starts[0][1]
         self.report.initial_sigmas = self.parameters.sigmas(starts[0][2]).tolist()
         best_error, _, best_u = starts[0]
@@ -287,17 +292,15 @@ class ScheduleTraining:
 
     def _surrogate_starts(self, training: Pairs) -> list[Tensor]:
         batches = training[:TRAJECTORIES].batches(self.settings.batch_size, self.model.device)
-        results, histories = zip(
-            *(
-                student_samples(self.model, self.teacher_table, self.teacher_sigmas, batch)
-                for batch in batches
-            ),
-            strict=True,
-        )
-        history = [torch.cat(states) for states in zip(*histories, strict=True)]
-        surrogate = TrajectorySurrogate(
-            self.teacher_table, history, torch.cat(results), self.model.coordinate
-        )
+        rollouts = []
+        for batch in batches:
+            result, history = student_samples(
+                self.model, self.teacher_table, self.teacher_sigmas, batch
+            )
+            # a video's whole trajectories would not fit beside the model
+            rollouts.append([few_elements(state) for state in (result, *history)])
+        result, *history = (torch.cat(states) for states in zip(*rollouts, strict=True))
+        surrogate = TrajectorySurrogate(self.teacher_table, history, result, self.model.coordinate)
         found = surrogate_starts(
             surrogate,
             self.table_of,
