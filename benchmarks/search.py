@@ -19,7 +19,12 @@ summary = demo.summary
 
 def cells() -> Iterator[dict[str, Any]]:
     """The cells of `demo` in which the default training gains least."""
-    for sampler, steps, cfg in (("euler", 4, 1.0), ("euler", 6, 1.0), ("dpmpp_2m", 4, 4.0)):
+    for sampler, steps, cfg in (
+        ("euler", 4, 1.0),
+        ("euler", 6, 1.0),
+        ("euler", 4, 4.0),
+        ("dpmpp_2m", 4, 4.0),
+    ):
         yield {"sampler": sampler, "steps": steps, "cfg": cfg}
 
 

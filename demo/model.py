@@ -1,4 +1,4 @@
-"""The demo model: a 4 M parameter text-to-emoji diffusion model on 32x32 pixels.
+"""The demo model: a 4.5 M parameter text-to-emoji diffusion model on 32x32 pixels.
 
 It is ComfyUI's own UNet behind ComfyUI's own BaseModel and ModelPatcher, so every core sampling
 node works with it. It predicts eps on Stable Diffusion's noise schedule, in pixel space, and is

@@ -38,8 +38,8 @@ class LD3DemoModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     tooltip="The demo model. It predicts noise (eps) on Stable Diffusion's noise "
-                    "schedule and works with every core sampling node. Typical guidance (cfg): "
-                    "1 to 4.",
+                    "schedule and works with every core sampling node. Typical guidance (cfg): 1 "
+                    "to 4.",
                 ),
                 io.Vae.Output(
                     tooltip="ComfyUI's pixel-space VAE: turns the model's latents into images. "
@@ -78,7 +78,7 @@ class LD3DemoPrompt(io.ComfyNode):
                     "text",
                     default="grinning face",
                     tooltip="What to draw, in the words of emoji names, such as 'red apple', "
-                    "'cat face' or 'rocket'. At most 12 words count, in any order. Empty: no "
+                    "'cat face' or 'red heart'. At most 12 words count, in any order. Empty: no "
                     "condition, for the negative prompt.",
                 ),
             ],

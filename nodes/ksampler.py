@@ -58,9 +58,9 @@ class LD3KSampler(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the image is made anew. Away from the schedule's own "
-                    "value its levels are stretched, as many steps starting lower: good, but not "
-                    "learned for it.",
+                    tooltip="How much of the image is made anew. Below the schedule's own value "
+                    "its levels are stretched: as many steps, starting lower. Not learned for it, "
+                    "and far below (under half) a standard scheduler may be better.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent, for VAE Decode.")],

@@ -153,7 +153,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=200,
                     advanced=True,
                     tooltip="Improvement steps of the best start (two others get a third of them). "
-                    "More take proportionally longer; 12 is typical, 24 thorough.",
+                    "More take proportionally longer; 12 is typical.",
                 ),
                 io.Int.Input(
                     "training_noises",
@@ -162,8 +162,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=4096,
                     advanced=True,
                     tooltip="Noises to learn from; as many more (at least 16) decide which "
-                    "schedule is kept. Each costs one many-step sampling. 32 suffice, below 16 the "
-                    "schedule overfits.",
+                    "schedule is kept. Each costs one many-step sampling. 32 is typical.",
                 ),
                 io.Int.Input(
                     "heldout_noises",
