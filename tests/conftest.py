@@ -12,10 +12,10 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -93,6 +93,25 @@ def pack_nodes(pack: ModuleType) -> dict[str, type]:
         return await extension.get_node_list()
 
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(node_list())}
+
+
+@pytest.fixture(scope="session")
+def flow_model() -> Callable[[Any, float], Any]:
+    """`flow_model(model, shift)`: a MODEL with flow's noise levels, as core's nodes patch them."""
+
+    def patched(model: Any, shift: float) -> Any:
+        import comfy.model_sampling as sampling
+
+        class Flow(sampling.ModelSamplingDiscreteFlow, sampling.CONST):
+            pass
+
+        levels = Flow(model.model.model_config)
+        levels.set_parameters(shift=shift, multiplier=1000)
+        clone = model.clone()
+        clone.add_object_patch("model_sampling", levels)
+        return clone
+
+    return patched
 
 
 @pytest.fixture(scope="session")

@@ -162,17 +162,12 @@ def test_an_object_in_a_condition_counts_with_its_constants() -> None:
     assert settings_hash({}, condition(1.0)) != settings_hash({}, condition(0.5))
 
 
-def shifted(model: Any, shift: float) -> Any:
-    """The model with other noise levels, as core's ModelSampling nodes patch them."""
-    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-
-    return ModelSamplingSD3().patch(model, shift)[0]
-
-
-def test_noise_levels_patched_onto_a_model_count_and_loading_them_does_not(model: Any) -> None:
-    patched = shifted(model, 3.0)
+def test_noise_levels_patched_onto_a_model_count_and_loading_them_does_not(
+    model: Any, flow_model: Any
+) -> None:
+    patched = flow_model(model, 3.0)
     plain, three = model_fingerprint(model), model_fingerprint(patched)
-    assert len({plain, three, model_fingerprint(shifted(model, 8.0))}) == 3
+    assert len({plain, three, model_fingerprint(flow_model(model, 8.0))}) == 3
     comfy.model_management.load_models_gpu([patched])
     assert model_fingerprint(patched) == three
     assert model_fingerprint(model) == plain

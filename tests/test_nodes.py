@@ -381,10 +381,10 @@ def test_sampling_twice_with_uni_pc_leaves_the_schedule_alone(train: Any, sample
     assert torch.equal(schedule.sigmas, before) and float(before[-1]) == 0
 
 
-def test_a_flow_model_can_be_trained_and_sampled(train: Any, sample: Any, model: Any) -> None:
-    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-
-    flow = ModelSamplingSD3().patch(model, 3.0)[0]
+def test_a_flow_model_can_be_trained_and_sampled(
+    train: Any, sample: Any, model: Any, flow_model: Any
+) -> None:
+    flow = flow_model(model, 3.0)
     schedule = train(model=flow, name="flow", teacher_scheduler="simple")[2]
     assert schedule.info.prediction_type == "flow" and float(schedule.sigmas[0]) == 1
     assert torch.isfinite(sample(model=flow, schedule=schedule)).all()
