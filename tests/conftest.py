@@ -95,6 +95,17 @@ def pack_nodes(pack: ModuleType) -> dict[str, type]:
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(node_list())}
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads make small tensors slower, on a busy machine twenty times."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def flow_model() -> Callable[[Any, float], Any]:
     """`flow_model(model, shift)`: a MODEL with flow's noise levels, as core's nodes patch them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,8 @@ from ld3.solver import Sampler, SolverTable, UnsupportedSampler
 # torchsde warns about float64 noise levels that it rounds itself
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BASES = {
     "eps": (model_sampling.ModelSamplingDiscrete, model_sampling.EPS),
     "v": (model_sampling.ModelSamplingDiscrete, model_sampling.V_PREDICTION),
@@ -31,15 +33,6 @@ SAMPLING = {kind: type(kind, bases, {})() for kind, bases in BASES.items()}
 STEPS = {"eps": (2, 3, 6), "v": (2, 3, 6), "flow": (2, 3, 6), "edm": (4,), "flux": (4,)}
 ONE_CALL = ("euler", "dpmpp_2m", "lms", "ipndm", "ipndm_v", "res_multistep", "uni_pc", "ddim")
 TWO_CALLS = ("heun", "dpm_2", "exp_heun_2_x0")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads make small tensors slower, on a busy machine twenty times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def schedule(kind: str, steps: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -32,6 +32,9 @@ SMALL = replace(
     SETTINGS, steps=3, training_noises=4, validation_noises=4, test_noises=4, iterations=2,
     batch_size=4, gauss_newton=GaussNewtonSettings(noises=4),
 )  # fmt: skip
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Problem(NamedTuple):
@@ -95,15 +98,6 @@ def heldout(run: ScheduleTraining, task: Problem, sigmas: Tensor, noise: Tensor)
     x = task.model.scale_noise(noise, torch.zeros_like(noise), float(run.teacher_sigmas[0]))
     teacher, _ = rollout(run.teacher_table, task.model.denoise, [x])
     return float((student - teacher).flatten(1).square().mean(1).sqrt().mean())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads make small tensors slower, on a busy machine twenty times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
