@@ -58,3 +58,13 @@ class Distance:
         if self.name == "l2":
             return torch.ones_like(r[:, :1])
         return 1 / (r.pow(2).mean(1, keepdim=True) + self.scale**2).sqrt()
+
+
+def spread(samples: Tensor) -> float:
+    """Mean Euclidean distance between two different samples of a set: (n, *latent) -> float.
+
+    A student whose samples spread less than its teacher's lets modes collapse, or blurs. NaN for
+    fewer than two samples.
+    """
+    # on the CPU, since not every device computes pairwise distances
+    return float(torch.pdist(samples.detach().flatten(1).float().cpu()).mean())
