@@ -1,4 +1,5 @@
-"""Where schedules lie: `models/ld3`, extra paths of the user's, and the pack's own `schedules/`."""
+"""Where files lie: schedules in `models/ld3`, extra paths of the user's and the pack's own
+`schedules/`; networks for LPIPS in `models/lpips`."""
 
 from __future__ import annotations
 
@@ -9,23 +10,34 @@ import folder_paths
 from ..schedule import EXTENSION
 
 KEY = "ld3"
+LPIPS_KEY = "lpips"
 
 
 def register() -> None:
-    """Make `ld3` a model folder of ComfyUI; one that extra_model_paths.yaml made is extended."""
+    """Make `ld3` and `lpips` model folders; those extra_model_paths.yaml made are extended."""
     own = Path(__file__).resolve().parents[2] / "schedules"
-    folder_paths.add_model_folder_path(
-        KEY, str(Path(folder_paths.models_dir) / KEY), is_default=True
-    )
+    _register(KEY, {EXTENSION})
     folder_paths.add_model_folder_path(KEY, str(own))
-    paths, extensions = folder_paths.folder_names_and_paths[KEY]
+    _register(LPIPS_KEY, {".pth", ".safetensors"})
+
+
+def _register(key: str, extensions: set[str]) -> None:
+    folder_paths.add_model_folder_path(
+        key, str(Path(folder_paths.models_dir) / key), is_default=True
+    )
+    paths, known = folder_paths.folder_names_and_paths[key]
     # a new key accepts every extension
-    folder_paths.folder_names_and_paths[KEY] = (paths, set(extensions) | {EXTENSION})
+    folder_paths.folder_names_and_paths[key] = (paths, set(known) | extensions)
 
 
 def save_folder() -> Path:
     """Where new schedules are saved."""
     return Path(folder_paths.get_folder_paths(KEY)[0])
+
+
+def lpips_folder() -> Path:
+    """Where a user puts the networks LPIPS needs."""
+    return Path(folder_paths.get_folder_paths(LPIPS_KEY)[0])
 
 
 def target_folder() -> Path:
