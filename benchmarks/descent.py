@@ -17,6 +17,8 @@ import torch
 from ld3.metrics import Distance, rmse
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, StepParameters
+from ld3.solver import Plan
+from ld3.student import Student
 from ld3.teacher import Pairs, student_samples, teach
 from ld3.training.gauss_newton import GaussNewton, GaussNewtonSettings
 
@@ -67,11 +69,15 @@ def row(settings: str, sampler: str, steps: int, start: str) -> dict[str, Any]:
     model = Model(
         digits(std=0.35).denoise, LOG_SIGMA, float(sampling.sigma_min), float(sampling.sigma_max)
     )
-    table_of = samplers.traceable(samplers.sampler_object(sampler), sampling).table
+    traced = samplers.traceable(samplers.sampler_object(sampler), sampling)
+
+    def plan(sigmas: torch.Tensor) -> Plan:
+        return Plan(sigmas, traced.table(sigmas))
+
     training, validation, test = _pairs(model, sampling)
 
     def residuals(sigmas: torch.Tensor, pairs: Pairs, measure: Any) -> torch.Tensor:
-        return measure(student_samples(model, table_of(sigmas), sigmas, pairs)[0] - pairs.target)
+        return measure(student_samples(model, plan(sigmas), pairs)[0] - pairs.target)
 
     schedules = {n: comfy.samplers.calculate_sigmas(sampling, n, steps) for n in SCHEDULERS}
     best = min(float(residuals(s, test, rmse).mean()) for s in schedules.values())
@@ -80,14 +86,13 @@ def row(settings: str, sampler: str, steps: int, start: str) -> dict[str, Any]:
     )
     iterations, constants = SETTINGS[settings]
     parameters = StepParameters(LOG_SIGMA, model.sigma_max, model.sigma_min)
-    descent = GaussNewton(
-        parameters, parameters.from_sigmas(schedules[start]), iterations, constants
-    )
+    student = Student(traced, parameters, model, steps, plan(schedules[start]).table.model_calls)
+    descent = GaussNewton(student, parameters.from_sigmas(schedules[start]), iterations, constants)
     order = torch.Generator().manual_seed(0)
     model.calls, visited = 0, []
     for _ in range(iterations):
         chosen = torch.randperm(len(training), generator=order)[: constants.noises]
-        u = descent.step(model, table_of, training[chosen], distance, batch_size=64)
+        u = descent.step(training[chosen], distance, batch_size=64)
         sigmas = parameters.sigmas(u)
         visited.append((float(residuals(sigmas, validation, distance.value).mean()), sigmas))
     calls = model.calls
@@ -112,7 +117,7 @@ def _pairs(model: Model, sampling: Any) -> tuple[Pairs, Pairs, Pairs]:
     sigmas = comfy.samplers.calculate_sigmas(sampling, "karras", 20)
     table = samplers.traceable(samplers.sampler_object("heun"), sampling).table(sigmas)
     noise = torch.randn(496, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    pairs = teach(model, table, sigmas, noise, torch.zeros_like(noise))
+    pairs = teach(model, Plan(sigmas, table), noise, torch.zeros_like(noise))
     return pairs[:64], pairs[64:96], pairs[96:]
 
 

@@ -30,8 +30,6 @@ class Model:
         scale_noise: (noise, latent, sigma_0) -> start state, each (batch, *latent).
         begin_rollout: told the full sigmas of every rollout before its first call.
         device: where states live while the denoiser runs.
-        sigma_data: the data's standard deviation in the network's input scale 1 / sqrt(sigma_data^2
-            + sigma^2); None for flow models, which do not scale their input.
         time_neighbours: sigma -> a noise level below and one above, between which the derivative in
             time is taken as a secant; None where the network's own derivative serves.
         calls: network evaluations of one sample so far (guidance is not counted twice).
@@ -44,7 +42,6 @@ class Model:
     scale_noise: Callable[[Tensor, Tensor, float], Tensor] = scale_by_sigma
     begin_rollout: Callable[[Tensor], None] = lambda sigmas: None
     device: torch.device | str = "cpu"
-    sigma_data: float | None = None
     time_neighbours: Callable[[float], tuple[float, float]] | None = None
     calls: int = field(default=0, init=False)
 

@@ -35,6 +35,11 @@ class Coordinate:
         """Noise levels of coordinates, float64."""
         return u.double().exp() if self.name == "log" else torch.sigmoid(u.double())
 
+    def moved(self, sigma: Tensor, offset: Tensor) -> Tensor:
+        """Noise levels `offset` away in the coordinate: exact where it is 0, 1 stays 1 in logit."""
+        factor = offset.exp()
+        return sigma * factor if self.name == "log" else sigma * factor / (1 + sigma * (factor - 1))
+
 
 LOG_SIGMA = Coordinate("log")
 LOGIT_SIGMA = Coordinate("logit")
@@ -58,8 +63,12 @@ class StepParameters:
 
     def sigmas(self, u: Tensor) -> Tensor:
         """The schedule (N+1,) float32 on the CPU for free coordinates u (N-1,)."""
+        return self.exact_sigmas(u).float()
+
+    def exact_sigmas(self, u: Tensor) -> Tensor:
+        """The same in float64, before rounding; differentiable."""
         ends = torch.tensor([self.start, self.end], dtype=torch.float64)
-        return torch.cat([ends[:1], self.coordinate.to_sigma(u), ends[1:]]).float()
+        return torch.cat([ends[:1], self.coordinate.to_sigma(u), ends[1:]])
 
     def from_sigmas(self, sigmas: Tensor) -> Tensor:
         """Free coordinates (N-1,) of a schedule (N+1,), moved apart where levels coincide."""

@@ -49,7 +49,7 @@ class _Call(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         (gradient,) = gradients
         model: Model = ctx.model
-        x, sigma, output = ctx.saved_tensors
+        x, sigma, output = (tensor.detach() for tensor in ctx.saved_tensors)
         wanted = ctx.needs_input_grad[2]
         secant = wanted and model.time_neighbours is not None
         x = x.detach().requires_grad_(ctx.needs_input_grad[1])

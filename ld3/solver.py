@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,13 @@ class SolverTable:
             return float("inf")
         pairs = [(self.weights, other.weights), (self.eval_sigmas, other.eval_sigmas)]
         return max(float(((a - b).abs() / (1 + a.abs())).max()) for a, b in pairs)
+
+
+class Plan(NamedTuple):
+    """A way to sample: sigmas (N+1,) float32 on the CPU, and a sampler's table at them."""
+
+    sigmas: Tensor
+    table: SolverTable
 
 
 def _lower(rows: int, columns: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .model import Model
 from .rollout import rollout
-from .solver import SolverTable
+from .solver import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,9 @@ class Pairs:
             yield Pairs(part.noise.to(device), part.latent.to(device), part.target.to(device))
 
 
-def student_samples(
-    model: Model, table: SolverTable, sigmas: Tensor, pairs: Pairs
-) -> tuple[Tensor, list[Tensor]]:
+def student_samples(model: Model, plan: Plan, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
     """Sample one batch of pairs' noises; returns the result and the rollout's history."""
+    sigmas, table = plan
     model.begin_rollout(sigmas)
     return rollout(table, model, [model.scale_noise(pairs.noise, pairs.latent, float(sigmas[0]))])
 
@@ -96,13 +95,12 @@ class TargetStore:
 
 def teach(
     model: Model,
-    table: SolverTable,
-    sigmas: Tensor,
+    plan: Plan,
     noise: Tensor,
     latent: Tensor,
     store: TargetStore | None = None,
 ) -> Pairs:
-    """Sample one batch of noises (n, *latent) with the teacher's table, or take it from `store`.
+    """Sample one batch of noises (n, *latent) with the teacher's plan, or take it from `store`.
 
     Raises:
         ValueError: the model returned infinite or undefined values.
@@ -111,7 +109,7 @@ def teach(
     if target is not None:
         return Pairs(noise, latent, target)
     batch = Pairs(noise.to(model.device), latent.to(model.device), noise)
-    target = student_samples(model, table, sigmas, batch)[0].to(noise.device)
+    target = student_samples(model, plan, batch)[0].to(noise.device)
     bad = int((~torch.isfinite(target.flatten(1)).all(1)).sum())
     if bad:
         raise ValueError(

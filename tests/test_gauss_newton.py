@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import mixture_denoiser
-from ld3.metrics import DISTANCES, Distance
+from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA, StepParameters
 from ld3.rollout import rollout
 from ld3.solver import Sampler
+from ld3.student import Student
 from ld3.teacher import Pairs
 from ld3.training.gauss_newton import (
     GaussNewton,
@@ -23,6 +24,7 @@ from ld3.training.gauss_newton import (
     damped_step,
     normal_equations,
 )
+from ld3.training.gradient import differentiable_rollout, differentiable_table
 
 VARIANCES = torch.tensor([4.0, 0.25, 0.01], dtype=torch.float64)
 
@@ -73,13 +75,20 @@ def exact_pairs(count: int, start: float) -> Pairs:
     return Pairs(noise, torch.zeros_like(noise), (start * noise * scale).float())
 
 
+def student(
+    model: Model, levels: StepParameters, steps: int, function: Any = euler, decoupled: bool = False
+) -> Student:
+    calls = Sampler(function).table(torch.linspace(1, 0, steps + 1)).model_calls
+    return Student(Sampler(function), levels, model, steps, calls, decoupled)
+
+
 def pairs(count: int, elements: int = 4, dtype: torch.dtype = torch.float32) -> Pairs:
     generator = torch.Generator().manual_seed(3)
     noise, target = torch.randn(2, count, elements, generator=generator).to(dtype)
     return Pairs(noise, torch.zeros_like(noise), 2 * target)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", LATENT_DISTANCES)
 @pytest.mark.parametrize("function", [euler, midpoint])
 @pytest.mark.parametrize("flow", [False, True])
 def test_normal_equations_are_those_of_autograd(
@@ -88,17 +97,16 @@ def test_normal_equations_are_those_of_autograd(
     model, batch, distance = mixture(flow), pairs(6, dtype=torch.float64), Distance(name)
     parameters = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
     u = model.coordinate.from_sigma(model.sigma_max * torch.tensor([0.6, 0.25, 0.05]))
-    a, g = normal_equations(
-        model, Sampler(function).table, parameters, u, batch, distance, 4, difference=2e-3
-    )
+    learned = student(model, parameters, 4, function)
+    a, g = normal_equations(learned, u, [0, 1, 2], batch, distance, 4, difference=2e-3)
 
-    def student(u: Tensor) -> Tensor:
+    def result(u: Tensor) -> Tensor:
         ends = u.new_tensor([parameters.start, parameters.end])
         sigmas = torch.cat([ends[:1], model.coordinate.to_sigma(u), ends[1:]])
         return function(model.denoise, parameters.start * batch.noise, sigmas)
 
-    jacobian = torch.func.jacrev(student)(u).reshape(6, 4, 3)
-    residual = student(u) - batch.target
+    jacobian = torch.func.jacrev(result)(u).reshape(6, 4, 3)
+    residual = result(u) - batch.target
     weights = distance.weights(residual).double().expand(6, 4)
     scale = a.diagonal().sqrt()
     exact_a = torch.einsum("bd,bdk,bdl->kl", weights, jacobian, jacobian) / residual.numel()
@@ -115,8 +123,8 @@ def test_a_jacobian_costs_n_plus_n_over_two_times_n_minus_one_calls(
     model = mixture()
     parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.linspace(2.5, -2, steps - 1, dtype=torch.float64)
-    table_of = Sampler(euler).table
-    normal_equations(model, table_of, parameters, u, pairs(noises), Distance(), batch_size, 0.05)
+    learned, free = student(model, parameters, steps), list(range(steps - 1))
+    normal_equations(learned, u, free, pairs(noises), Distance(), batch_size, 0.05)
     assert model.calls == noises * (steps + steps * (steps - 1) // 2)
 
 
@@ -125,7 +133,7 @@ def test_normal_equations_do_not_depend_on_the_batch_size() -> None:
     u = torch.tensor([1.5, 0.0], dtype=torch.float64)
     results = [
         normal_equations(
-            mixture(), Sampler(euler).table, parameters, u, pairs(5), Distance(), size, 0.05
+            student(mixture(), parameters, 3), u, [0, 1], pairs(5), Distance(), size, 0.05
         )
         for size in (1, 2, 5)
     ]
@@ -139,7 +147,7 @@ def test_every_rollout_is_announced_with_its_own_sigmas() -> None:
     model.begin_rollout = lambda sigmas: announced.append(sigmas.clone())
     parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.tensor([1.5, 0.0], dtype=torch.float64)
-    normal_equations(model, Sampler(euler).table, parameters, u, pairs(2), Distance(), 2, 0.05)
+    normal_equations(student(model, parameters, 3), u, [0, 1], pairs(2), Distance(), 2, 0.05)
     assert len(announced) == 3 and torch.equal(announced[0], parameters.sigmas(u))
     changed = [(s != announced[0]).nonzero().flatten().tolist() for s in announced]
     assert changed == [[], [1], [2]]
@@ -186,9 +194,10 @@ def test_the_descent_visits_the_best_schedule_of_a_grid(steps: int) -> None:
     grid = itertools.combinations(axis, steps - 1)
     best = min(error(torch.tensor(u, dtype=torch.float64)) for u in grid)
     start = torch.tensor([-1.0, -3.0][: steps - 1], dtype=torch.float64)
-    descent = GaussNewton(parameters, start, 25, GaussNewtonSettings(difference=0.02))
+    learned = student(model, parameters, steps)
+    descent = GaussNewton(learned, start, 25, GaussNewtonSettings(difference=0.02))
     # averaged over iterations it circles the optimum; the training loop keeps the best it visited
-    visited = [error(descent.step(model, table_of, batch, Distance("l2"), 8)) for _ in range(25)]
+    visited = [error(descent.step(batch, Distance("l2"), 8)) for _ in range(25)]
     assert min(visited) <= 1.002 * best < 0.7 * error(start)
 
 
@@ -196,9 +205,46 @@ def test_a_descent_moves_no_level_further_than_its_cap_and_keeps_the_order() -> 
     model, settings = mixture(), GaussNewtonSettings(largest_step=0.2, smallest_step=0.05)
     parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.tensor([2.9, 2.7, -3.0, -3.3], dtype=torch.float64)
-    descent = GaussNewton(parameters, u, 4, settings)
+    descent = GaussNewton(student(model, parameters, 5), u, 4, settings)
     caps = torch.logspace(0, 3, 4, base=0.25 ** (1 / 3)) * 0.2
     for cap in caps:
-        old, new = descent.u, descent.step(model, Sampler(euler).table, pairs(8), Distance(), 8)
+        old, new = descent.theta, descent.step(pairs(8), Distance(), 8)
         assert 0 < float((new - old).abs().max()) <= float(cap) + 0.02
         assert bool((new.diff() < 0).all())
+
+
+@pytest.mark.parametrize("function", [euler, midpoint])
+@pytest.mark.parametrize("flow", [False, True])
+def test_decoupled_times_are_differentiated_as_autograd_does(
+    function: Callable[..., Tensor], flow: bool
+) -> None:
+    model, batch = mixture(flow), pairs(6, dtype=torch.float64)
+    parameters = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
+    learned = student(model, parameters, 3, function, decoupled=True)
+    u = model.coordinate.from_sigma(model.sigma_max * torch.tensor([0.5, 0.1]))
+    offsets = torch.linspace(-0.3, 0.2, learned.calls - 1, dtype=torch.float64)
+    theta = torch.cat([u, offsets])
+    free = list(range(len(theta)))
+    a, g = normal_equations(learned, theta, free, batch, Distance("l2"), 4, difference=2e-3)
+
+    def result(theta: Tensor) -> Tensor:
+        weights, eval_sigmas = differentiable_table(learned, theta)
+        x = parameters.start * batch.noise
+        return differentiable_rollout(weights, eval_sigmas, model.denoise, x)
+
+    def loss(theta: Tensor) -> Tensor:
+        return 0.5 * (result(theta) - batch.target).square().mean()
+
+    leaf = theta.clone().requires_grad_()
+    loss(leaf).backward()
+    size = (result(theta) - batch.target).square().mean().sqrt()
+    assert leaf.grad is not None
+    assert ((g - leaf.grad).abs() <= 1e-2 * a.diagonal().sqrt() * size).all()
+
+
+def test_decoupled_times_cost_the_calls_after_them_only() -> None:
+    model = mixture()
+    learned = student(model, StepParameters(LOG_SIGMA, 20.0, 0.03), 4, decoupled=True)
+    theta = learned.start(torch.tensor([2.0, 0.5, -1.5], dtype=torch.float64))
+    normal_equations(learned, theta, [3, 4, 5], pairs(3), Distance(), 3, 0.05)
+    assert model.calls == 3 * (4 + 3 + 2 + 1)

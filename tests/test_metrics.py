@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld3.metrics import DISTANCES, Distance, rmse
+from ld3.metrics import LATENT_DISTANCES, Distance, rmse
 
 # the least-squares problem 1/2 sum w r^2 / d has this many times the gradient of the distance
 CONSTANT = {"pseudo-huber": 1.0, "l1": 1.0, "l2": 0.5}
@@ -20,7 +20,7 @@ def residuals() -> Tensor:
     return (values.abs() + 0.5) * values.sign() * sizes
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", LATENT_DISTANCES)
 def test_weighted_least_squares_descends_the_distance(name: str) -> None:
     """IRLS: w r / d is the distance's gradient, up to one constant for all samples and elements."""
     distance = Distance(name, scale=1.0 if name != "l1" else 0.1)
@@ -46,7 +46,7 @@ def test_distances_of_equal_deviations_have_their_closed_form() -> None:
     assert float(Distance("pseudo-huber", 1.5).value(r)) == pytest.approx(1.0)  # 3-4-5
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", LATENT_DISTANCES)
 def test_a_distance_is_zero_at_zero_and_grows_with_the_residual(name: str) -> None:
     distance = Distance(name)
     ladder = torch.tensor([0.0, 1e-3, 0.1, 1.0, 10.0]).reshape(-1, 1).expand(5, 7)
@@ -69,7 +69,7 @@ def test_pseudo_huber_is_a_square_below_its_scale_and_linear_above() -> None:
     assert float(distance.value(large)) == pytest.approx(1e5 - 10, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", LATENT_DISTANCES)
 def test_samples_of_a_batch_do_not_mix(name: str) -> None:
     r, distance = residuals(), Distance(name)
     assert torch.equal(distance.value(r)[2:4], distance.value(r[2:4]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ld3.plots import report_picture
-from ld3.training.loop import Report
+from ld3.training.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNED = (0xD1, 0x49, 0x5B)
@@ -94,7 +94,7 @@ def test_equal_reports_give_equal_pictures() -> None:
 def test_pictures_need_no_pyplot_whose_state_is_global() -> None:
     program = (
         "import sys; from ld3.plots import report_picture; "
-        "from ld3.training.loop import Report; report_picture(Report().as_dict(), ''); "
+        "from ld3.training.report import Report; report_picture(Report().as_dict(), ''); "
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

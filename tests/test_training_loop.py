@@ -15,12 +15,14 @@ from torch import Tensor
 
 from benchmarks.problems import digits, gmm16
 from ld3.comfy.samplers import sampler_object, traceable
-from ld3.metrics import DISTANCES
+from ld3.metrics import LATENT_DISTANCES
 from ld3.model import Model
 from ld3.parameters import check_sigmas
 from ld3.rollout import rollout
+from ld3.solver import Plan
 from ld3.training.gauss_newton import GaussNewtonSettings
-from ld3.training.loop import Progress, Report, ScheduleTraining, TrainingSettings
+from ld3.training.loop import ScheduleTraining, TrainingSettings
+from ld3.training.report import Progress, Report
 
 # heavy-tailed errors: one noise in a hundred falls into another mode, so many must judge
 SETTINGS = TrainingSettings(
@@ -73,11 +75,11 @@ def training(
     task: Problem, settings: TrainingSettings = SETTINGS, sampler: str = "dpmpp_2m", **options: Any
 ) -> ScheduleTraining:
     teacher_sigmas = comfy.samplers.calculate_sigmas(task.sampling, "beta", 24).float()
+    teacher = traceable(sampler_object("dpmpp_2m"), task.sampling)
     return ScheduleTraining(
         task.model,
         traceable(sampler_object(sampler), task.sampling),
-        traceable(sampler_object("dpmpp_2m"), task.sampling).table(teacher_sigmas),
-        teacher_sigmas,
+        Plan(teacher_sigmas, teacher.table(teacher_sigmas)),
         options.pop("baselines", standard_schedules(task.sampling, settings.steps)),
         settings,
         float(task.sampling.sigma_max),
@@ -94,9 +96,9 @@ def noises(task: Problem, settings: TrainingSettings = SETTINGS) -> tuple[Tensor
 def heldout(run: ScheduleTraining, task: Problem, sigmas: Tensor, noise: Tensor) -> float:
     """Mean RMSE to the teacher, from scratch."""
     x = task.model.scale_noise(noise, torch.zeros_like(noise), float(sigmas[0]))
-    student, _ = rollout(run.table_of(sigmas), task.model.denoise, [x])
-    x = task.model.scale_noise(noise, torch.zeros_like(noise), float(run.teacher_sigmas[0]))
-    teacher, _ = rollout(run.teacher_table, task.model.denoise, [x])
+    student, _ = rollout(run.sampler.table(sigmas), task.model.denoise, [x])
+    x = task.model.scale_noise(noise, torch.zeros_like(noise), float(run.teacher.sigmas[0]))
+    teacher, _ = rollout(run.teacher.table, task.model.denoise, [x])
     return float((student - teacher).flatten(1).square().mean(1).sqrt().mean())
 
 
@@ -110,7 +112,7 @@ def test_the_learned_schedule_beats_every_standard_one_on_noises_it_never_saw(
     task = problem(name)
     settings = SMOOTH if name == "digits" else SETTINGS
     run, (noise, latent) = training(task, settings, sampler), noises(task, settings)
-    sigmas, report = run.run(noise, latent)
+    sigmas, _, report = run.run(noise, latent)
     assert report.chosen == "learned" and report.sigmas == sigmas.tolist()
     assert len(report.baselines) >= 6
     assert all(baseline["counted"] for baseline in report.baselines.values())
@@ -139,7 +141,7 @@ def test_every_model_call_is_counted_and_reported() -> None:
 
     task.model.denoise = counting
     run = training(task, SMALL, watch=lambda progress: told.append(progress))
-    _, report = run.run(*noises(task, SMALL))
+    report = run.run(*noises(task, SMALL)).report
     assert task.model.calls == asked[0]
     assert report.teacher_calls + report.training_calls + report.report_calls == asked[0]
     assert report.teacher_calls == SMALL.noises * 24
@@ -162,14 +164,14 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         task = problem("gmm16")
         results.append(training(task, SMALL).run(*noises(task, SMALL)))
     assert torch.equal(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
+    assert results[0].report == results[1].report
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", LATENT_DISTANCES)
 def test_every_distance_learns(distance: str) -> None:
     task = problem("gmm16")
     settings = replace(SETTINGS, distance=distance, iterations=4)
-    _, report = training(task, settings).run(*noises(task))
+    report = training(task, settings).run(*noises(task)).report
     assert report.heldout_error < min(b["heldout_error"] for b in report.baselines.values())
 
 
@@ -177,8 +179,9 @@ def test_a_standard_schedule_that_wins_is_returned_and_said() -> None:
     task = problem("gmm16")
     baselines = standard_schedules(task.sampling, 3)
     run = training(task, SMALL, baselines=baselines)
-    run.teacher_table = run.table_of(baselines["beta"])  # nothing can be nearer to this teacher
-    sigmas, report = run.run(*noises(task, SMALL))
+    # nothing can be nearer to this teacher
+    run.teacher = Plan(baselines["beta"], run.sampler.table(baselines["beta"]))
+    sigmas, _, report = run.run(*noises(task, SMALL))
     assert report.chosen == "beta" and torch.equal(sigmas, baselines["beta"])
     assert report.sigmas == sigmas.tolist()
     assert report.heldout_error == 0 == report.baselines["beta"]["heldout_error"]
@@ -190,7 +193,7 @@ def test_a_standard_schedule_with_more_calls_is_measured_but_cannot_win() -> Non
         "karras": standard_schedules(task.sampling, 3)["karras"],
         "longer": standard_schedules(task.sampling, 16)["karras"],
     }
-    sigmas, report = training(task, SMALL, baselines=baselines).run(*noises(task, SMALL))
+    sigmas, _, report = training(task, SMALL, baselines=baselines).run(*noises(task, SMALL))
     assert [b["counted"] for b in report.baselines.values()] == [True, False]
     assert report.baselines["longer"]["heldout_error"] < report.heldout_error
     assert report.best_baseline() == "karras"
@@ -199,7 +202,7 @@ def test_a_standard_schedule_with_more_calls_is_measured_but_cannot_win() -> Non
 
 def test_a_schedule_can_be_learned_without_any_standard_one() -> None:
     task = problem("gmm16")
-    sigmas, report = training(task, SMALL, baselines={}).run(*noises(task, SMALL))
+    sigmas, _, report = training(task, SMALL, baselines={}).run(*noises(task, SMALL))
     check_sigmas(sigmas)
     assert report.chosen == "learned" and report.best_baseline() is None
 
@@ -212,19 +215,25 @@ def test_the_end_of_the_first_part_of_a_split_sampling_is_kept() -> None:
     teacher = torch.cat([teacher[teacher > end], torch.tensor([end])])
     sampler = traceable(sampler_object("euler"), task.sampling)
     run = ScheduleTraining(
-        task.model, sampler, sampler.table(teacher), teacher, {"karras": whole[:4]},
+        task.model, sampler, Plan(teacher, sampler.table(teacher)), {"karras": whole[:4]},
         SMALL, 80.0, end,
     )  # fmt: skip
-    sigmas, _ = run.run(*noises(task, SMALL))
+    sigmas = run.run(*noises(task, SMALL)).sigmas
     assert (float(sigmas[0]), float(sigmas[-1])) == (80.0, end)
     check_sigmas(sigmas)
 
 
 def test_report_and_history_are_plain_json() -> None:
     task, reports = problem("gmm16"), []
-    _, report = training(
-        task, SMALL, watch=lambda progress: reports.append(json.dumps(progress.report.as_dict()))
-    ).run(*noises(task, SMALL))
+    report = (
+        training(
+            task,
+            SMALL,
+            watch=lambda progress: reports.append(json.dumps(progress.report.as_dict())),
+        )
+        .run(*noises(task, SMALL))
+        .report
+    )
     again = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert Report(**again) == report
     assert len(reports) > 5 and len(again["history"]) >= SMALL.iterations
@@ -235,7 +244,7 @@ def test_a_teacher_that_is_no_better_is_refused() -> None:
     sampler = traceable(sampler_object("euler"), task.sampling)
     sigmas = standard_schedules(task.sampling, 3)["karras"]
     with pytest.raises(ValueError, match="teacher steps are 3, student steps 3"):
-        ScheduleTraining(task.model, sampler, sampler.table(sigmas), sigmas, {}, SMALL, 80.0)
+        ScheduleTraining(task.model, sampler, Plan(sigmas, sampler.table(sigmas)), {}, SMALL, 80.0)
 
 
 @pytest.mark.parametrize(("steps", "reason"), [(1, "use 2 or more"), (500, "fewer steps")])
@@ -263,13 +272,13 @@ def test_noise_levels_at_which_a_model_fails_are_avoided() -> None:
     task = problem("gmm16")
     exact = task.model.denoise
     run = training(task, SMALL)
-    level = float(run.baselines["karras"][0][1])
+    level = float(run.baselines["karras"].sigmas[1])
 
     def gap(x: Tensor, sigma: Tensor) -> Tensor:
         return exact(x, sigma) * (torch.nan if abs(float(sigma[0]) / level - 1) < 0.01 else 1.0)
 
     task.model.denoise = gap
-    sigmas, report = run.run(*noises(task, SMALL))
+    sigmas, _, report = run.run(*noises(task, SMALL))
     assert report.heldout_error < 10
     assert all(abs(s / level - 1) >= 0.01 for s in sigmas.tolist())
 

@@ -9,7 +9,7 @@ import comfy.utils
 from PIL import Image
 
 from ..plots import report_picture
-from ..training.loop import Progress
+from ..training.report import Progress
 
 PICTURE_SECONDS = 2.0  # a picture costs about a quarter of a second
 PICTURE_SIZE = 1024

@@ -21,10 +21,10 @@ from torch import Tensor
 from ..metrics import DISTANCES
 from ..parameters import check_sigmas
 from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
+from ..solver import Plan, UnsupportedSampler
 from ..solver import Sampler as TracedSampler
-from ..solver import UnsupportedSampler
 from ..teacher import TargetStore
-from ..training.loop import Report, ScheduleTraining, TrainingSettings
+from ..training.loop import Learned, ScheduleTraining, TrainingSettings
 from ..version import __version__
 from . import fingerprint, folders, samplers
 from .denoiser import check_stateless, guided_model
@@ -190,11 +190,11 @@ def train_schedule(
         disable_pbar=True,
         seed=request.seed,
     )
-    sampling = model.get_model_object("model_sampling")
+    learned, sampling = run.learned, model.get_model_object("model_sampling")
     info = ScheduleInfo(
         sampler=request.sampler_name,
-        steps=len(run.sigmas) - 1,
-        model_calls=run.table.model_calls,
+        steps=len(learned.sigmas) - 1,
+        model_calls=learned.table.model_calls,
         cfg=request.cfg,
         denoise=request.denoise,
         latent_shape=list(samples.shape[1:]),
@@ -211,25 +211,24 @@ def train_schedule(
         method=METHOD,
         settings=asdict(request) | asdict(request.settings()),
         settings_hash=key,
-        report=run.report.as_dict(),
+        report=learned.report.as_dict(),
         pack_version=__version__,
         comfyui_version=comfyui_version.__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    path = save(Schedule(run.sigmas, run.table, info), folders.save_folder(), name)
+    path = save(Schedule(learned.sigmas, learned.table, info), folders.save_folder(), name)
     result = TrainingResult(load(path), path, trained=True, seconds=time.monotonic() - started)
     logger.info("LD3: %s", result.summary())
     return result
 
 
 class _TrainingSampler(comfy.samplers.Sampler):
-    """Trains where a guider expects a sampler; leaves `sigmas`, `table` and `report`."""
+    """Trains where a guider expects a sampler; leaves what was `learned`."""
 
     noises: Tensor
     latents: Tensor
     store: TargetStore
-    sigmas: Tensor
-    report: Report
+    learned: Learned
 
     def __init__(self, model: Any, request: TrainingRequest) -> None:
         self.request = request
@@ -278,8 +277,7 @@ class _TrainingSampler(comfy.samplers.Sampler):
             training = ScheduleTraining(
                 model,
                 student,
-                teacher.table(self.teacher_sigmas),
-                self.teacher_sigmas,
+                Plan(self.teacher_sigmas, teacher.table(self.teacher_sigmas)),
                 self.baselines,
                 self.request.settings(),
                 start_sigma=self._start_sigma(sampling),
@@ -287,8 +285,7 @@ class _TrainingSampler(comfy.samplers.Sampler):
                 store=self.store,
             )
             model.calls = 0
-            self.sigmas, self.report = training.run(self.noises, latents)
-            self.table = student.table(self.sigmas)
+            self.learned = training.run(self.noises, latents)
         return noise
 
     def _traceable(self, widget: str, model_wrap: Any, sigmas: Tensor) -> TracedSampler:

@@ -16,20 +16,15 @@ embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..metrics import Distance
-from ..model import Model
-from ..parameters import StepParameters
 from ..rollout import rollout
-from ..solver import SolverTable
+from ..student import Student
 from ..teacher import Pairs, student_samples
-
-TableOf = Callable[[Tensor], SolverTable]
 
 
 @dataclass(frozen=True)
@@ -54,44 +49,43 @@ class GaussNewtonSettings:
 
 
 def normal_equations(
-    model: Model,
-    table_of: TableOf,
-    parameters: StepParameters,
-    u: Tensor,
+    student: Student,
+    theta: Tensor,
+    free: list[int],
     pairs: Pairs,
     distance: Distance,
     batch_size: int,
     difference: float,
 ) -> tuple[Tensor, Tensor]:
-    """A (N-1, N-1) and g (N-1,) of the weighted least squares at u, means over pairs, float64."""
-    free = len(u)
-    a, g = torch.zeros(free, free, dtype=torch.float64), torch.zeros(free, dtype=torch.float64)
-    sigmas = parameters.sigmas(u)
-    table = table_of(sigmas)
-    moves = []
-    for k in range(free):
-        moved = u.clone()
-        moved[k] += parameters.probe_step(u, k, difference)
-        moved_sigmas = parameters.sigmas(moved)
-        # the step that float32 sigmas really made
-        h = float(
-            parameters.coordinate.from_sigma(moved_sigmas[k + 1])
-            - parameters.coordinate.from_sigma(sigmas[k + 1])
-        )
-        moves.append((h, moved_sigmas, table_of(moved_sigmas)))
+    """A (K, K) and g (K,) of the weighted least squares at theta in its K free entries.
+
+    Means over pairs, float64.
+    """
+    model = student.model
+    a = torch.zeros(len(free), len(free), dtype=torch.float64)
+    g = torch.zeros(len(free), dtype=torch.float64)
+    plan = student.plan(theta)
+    moves = [student.probed(theta, k, difference) for k in free]
     for batch in pairs.batches(batch_size, model.device):
-        result, history = student_samples(model, table, sigmas, batch)
-        residual = (result - batch.target).flatten(1)
-        columns = []
-        for h, moved_sigmas, moved_table in moves:
-            shared = history[: table.first_change(moved_table) + 1]
-            model.begin_rollout(moved_sigmas)
-            columns.append((rollout(moved_table, model, shared)[0] - result).flatten(1) / h)
-        jacobian = torch.stack(columns, 1).float()
-        weighted = distance.weights(residual).unsqueeze(1) * jacobian
-        share = 1 / (len(pairs) * residual.shape[1])
-        a += share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu()
-        g += share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu()
+        result, history = student_samples(model, plan, batch)
+        moved = []
+        for _, other in moves:
+            shared = history[: plan.table.first_change(other.table) + 1]
+            model.begin_rollout(other.sigmas)
+            moved.append(rollout(other.table, model, shared)[0])
+        steps = [h for h, _ in moves]
+        for part in distance.parts(len(result)):
+            here = distance.features(result[part])
+            residual = (here - distance.features(batch.target[part])).flatten(1)
+            columns = [
+                (distance.features(x[part]) - here).flatten(1) / h
+                for h, x in zip(steps, moved, strict=True)
+            ]
+            jacobian = torch.stack(columns, 1).float()
+            weighted = distance.weights(residual).unsqueeze(1) * jacobian
+            share = 1 / (len(pairs) * residual.shape[1])
+            a += share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu()
+            g += share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu()
     return a, g
 
 
@@ -100,29 +94,33 @@ class GaussNewton:
     """The state of one descent; `step` makes one iteration.
 
     Attributes:
-        u: current coordinates (N-1,).
+        student: what is learned.
+        theta: current parameters.
         iterations: planned length, over which the step cap falls.
+        free: the entries of theta that move; all by default.
     """
 
-    parameters: StepParameters
-    u: Tensor
+    student: Student
+    theta: Tensor
     iterations: int
     settings: GaussNewtonSettings = GaussNewtonSettings()
+    free: list[int] = field(default_factory=list)
     done: int = field(default=0, init=False)
     _a: Tensor | None = field(default=None, init=False)
     _g: Tensor | None = field(default=None, init=False)
 
-    def step(
-        self, model: Model, table_of: TableOf, pairs: Pairs, distance: Distance, batch_size: int
-    ) -> Tensor:
-        """Move u by one damped step computed from these pairs; returns the new u."""
+    def __post_init__(self) -> None:
+        self.free = self.free or list(range(self.student.size))
+
+    def step(self, pairs: Pairs, distance: Distance, batch_size: int) -> Tensor:
+        """Move theta by one damped step computed from these pairs; returns the new theta."""
         s = self.settings
         a, g = normal_equations(
-            model, table_of, self.parameters, self.u, pairs, distance, batch_size, s.difference
+            self.student, self.theta, self.free, pairs, distance, batch_size, s.difference
         )
         if not (torch.isfinite(a).all() and torch.isfinite(g).all()):
             self.done += 1
-            return self.u  # a rollout overflowed; other noises may not
+            return self.theta  # a rollout overflowed; other noises may not
         keep = s.memory if self._a is not None else 0.0
         self._a = a if self._a is None else keep * self._a + (1 - keep) * a
         self._g = g if self._g is None else keep * self._g + (1 - keep) * g
@@ -130,12 +128,14 @@ class GaussNewton:
         cap = s.largest_step * (s.smallest_step / s.largest_step) ** min(progress, 1.0)
         step = damped_step(self._a, self._g, s.damping)
         step = step * min(1.0, cap / max(float(step.abs().max()), 1e-12))
-        old = self.u
-        self.u = self.parameters.moved(self.u, step)
-        # g was measured at the old u: carry the average to where the next one will be measured
-        self._g = self._g + self._a @ (self.u - old)
+        old = self.theta
+        whole = torch.zeros_like(old)
+        whole[self.free] = step
+        self.theta = self.student.moved(old, whole)
+        # g was measured at the old theta: carry the average to where the next one will be measured
+        self._g = self._g + self._a @ (self.theta - old)[self.free]
         self.done += 1
-        return self.u
+        return self.theta
 
 
 def damped_step(a: Tensor, g: Tensor, damping: float) -> Tensor:

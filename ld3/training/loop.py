@@ -1,48 +1,54 @@
-"""Learn a schedule: teacher, screening, descent, selection, report."""
+"""Learn a schedule: teacher, screening, descent, extras, choice, report."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..metrics import Distance, rmse
+from ..metrics import Distance, rmse, spread
 from ..model import Model
 from ..parameters import StepParameters
-from ..solver import Sampler, SolverTable
+from ..solver import Plan, Sampler, SolverTable
+from ..student import Student
 from ..teacher import Pairs, TargetStore, student_samples, teach
 from .gauss_newton import GaussNewton, GaussNewtonSettings
-from .initial import TrajectorySurrogate, few_elements, surrogate_starts
+from .gradient import GradientSettings, descend_by_gradient
+from .initial import few_elements
+from .report import Progress, Report, Watcher
+from .screening import CANDIDATES, SCREENING_NOISES, STARTS, Start, screened_starts
+from .selection import Selection, errors
 
 logger = logging.getLogger(__name__)
 
-STARTS = 3  # schedules that get a descent of their own: basins differ more than optimisers do
-TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
-CANDIDATES = 12  # schedules found on them that the real model screens
-DIFFERENT = 0.3  # in u: starts nearer to each other share a basin
-SCREENING_NOISES = 16  # of the validation noises; they rank starts and standard schedules
+EXTRAS_LARGEST_STEP = 0.3  # steps have converged by then
+EXTRAS_SMALLEST_STEP = 0.03
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What to learn from.
+    """What to learn, and what from.
 
     Attributes:
         steps: N of the student.
+        decoupled: learn decoupled times too, after the steps.
         training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
             the second chooses the schedule, the third is only reported.
-        iterations: Gauss-Newton iterations of the best start (the others get a third of them).
+        iterations: Gauss-Newton iterations of the best start (the others get a third of them);
+            decoupled times take twice as many more.
         distance: one of `ld3.metrics.DISTANCES`.
         batch_size: samples a network call.
         seed: of noises' order and of the search for starts.
+        gradient: descend by reverse mode, with these settings, instead of Gauss-Newton.
     """
 
     steps: int
+    decoupled: bool = False
     training_noises: int = 32
     validation_noises: int = 16
     test_noises: int = 64
@@ -51,6 +57,7 @@ class TrainingSettings:
     batch_size: int = 4
     seed: int = 0
     gauss_newton: GaussNewtonSettings = GaussNewtonSettings()
+    gradient: GradientSettings | None = None
 
     @property
     def noises(self) -> int:
@@ -58,54 +65,12 @@ class TrainingSettings:
         return self.training_noises + self.validation_noises + self.test_noises
 
 
-@dataclass
-class Report:
-    """What happened, all plain numbers (it is saved with the schedule).
+class Learned(NamedTuple):
+    """The result: sigmas (N+1,) float32, the table that samples with them, and the report."""
 
-    Attributes:
-        history: one entry an iteration: start name, model calls so far, validation error.
-        baselines: scheduler -> {sigmas, model_calls, counted, screening_error, heldout_error}; the
-            best by screening also has its validation_error.
-        heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
-        initial_error: the same for the schedule the descent began with.
-        chosen: "learned", or the name of the standard schedule that won on validation.
-        teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and
-            on measuring the test noises.
-    """
-
-    start: str = ""
-    chosen: str = "learned"
-    heldout_error: float = math.nan
-    initial_error: float = math.nan
-    initial_sigmas: list[float] = field(default_factory=list)
-    sigmas: list[float] = field(default_factory=list)
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    teacher_calls: int = 0
-    training_calls: int = 0
-    report_calls: int = 0
-
-    def best_baseline(self, key: str = "heldout_error") -> str | None:
-        """The standard schedule with the least error at no more model calls than the student."""
-        fair = {n: b[key] for n, b in self.baselines.items() if b["counted"] and key in b}
-        return min(fair, key=lambda n: fair[n]) if fair else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and strings, ready for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Handed to the watcher: what goes on, model calls done and planned, and the report."""
-
-    stage: str
-    calls: int
-    planned_calls: int
+    sigmas: Tensor
+    table: SolverTable
     report: Report
-
-
-Watcher = Callable[[Progress], None]
 
 
 class ScheduleTraining:
@@ -113,8 +78,8 @@ class ScheduleTraining:
 
     Args:
         model: the student's and the teacher's network.
-        student: the sampler to learn for.
-        teacher_table, teacher_sigmas: the many-step reference.
+        sampler: the sampler to learn for.
+        teacher: the many-step reference.
         baselines: name -> sigmas of standard schedules; each is a competitor, and a start where it
             fits.
         settings: sizes and constants.
@@ -122,6 +87,7 @@ class ScheduleTraining:
         end_sigma: last level; 0 unless the schedule is the first part of a split sampling.
         watch: told about progress after every batch of work.
         store: where the teacher's targets are kept for the next training.
+        image_features: for distances between images, see `ld3.metrics.Distance`.
 
     Raises:
         ValueError: too few or too many steps, or a teacher of no more steps than the student.
@@ -130,56 +96,50 @@ class ScheduleTraining:
     def __init__(
         self,
         model: Model,
-        student: Sampler,
-        teacher_table: SolverTable,
-        teacher_sigmas: Tensor,
+        sampler: Sampler,
+        teacher: Plan,
         baselines: dict[str, Tensor],
         settings: TrainingSettings,
         start_sigma: float,
         end_sigma: float = 0.0,
         watch: Watcher = lambda progress: None,
         store: TargetStore | None = None,
+        image_features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.store = store
-        self.model, self.student, self.settings, self.watch = model, student, settings, watch
-        self.teacher_table, self.teacher_sigmas = teacher_table, teacher_sigmas
-        self.parameters = StepParameters(model.coordinate, start_sigma, model.sigma_min, end_sigma)
-        steps = settings.steps
+        self.model, self.sampler, self.teacher, self.settings = model, sampler, teacher, settings
+        self.watch, self.store, self.image_features = watch, store, image_features
+        levels = StepParameters(model.coordinate, start_sigma, model.sigma_min, end_sigma)
+        steps, teacher_steps = settings.steps, len(teacher.sigmas) - 1
         if steps < 2:
             raise ValueError(
                 f"steps is {steps}; a schedule of 1 step has no noise level to learn: use 2 or more"
             )
-        if not self.parameters.room_for(steps):
+        if not levels.room_for(steps):
             raise ValueError(
                 f"steps is {steps}; between sigma {start_sigma:.4g} and "
-                f"{self.parameters.floor:.4g} so many noise levels cannot be told apart: use "
+                f"{levels.floor:.4g} so many noise levels cannot be told apart: use "
                 "fewer steps"
             )
-        if len(teacher_sigmas) - 1 <= steps:
+        if teacher_steps <= steps:
             raise ValueError(
-                f"teacher steps are {len(teacher_sigmas) - 1}, student steps {steps}; the teacher "
+                f"teacher steps are {teacher_steps}, student steps {steps}; the teacher "
                 "must take more steps than the student (20 is typical)"
             )
-        self.report = Report()
-        self.baselines = self._tables(baselines)
         # one table tells the student's model calls; any schedule has as many
-        u = torch.linspace(*self.parameters.bounds(), steps + 1, dtype=torch.float64)[1:-1]
-        self.student_calls = self.table_of(
-            self.parameters.sigmas(self.parameters.separated(u))
-        ).model_calls
-        for name, (sigmas, table) in self.baselines.items():
+        u = levels.separated(torch.linspace(*levels.bounds(), steps + 1, dtype=torch.float64)[1:-1])
+        calls = sampler.table(levels.sigmas(u)).model_calls
+        self.student = Student(sampler, levels, model, steps, calls)
+        self.report = Report()
+        self.baselines = self._plans(baselines)
+        for name, plan in self.baselines.items():
             self.report.baselines[name] = {
-                "sigmas": sigmas.tolist(),
-                "model_calls": table.model_calls,
-                "counted": table.model_calls <= self.student_calls,
+                "sigmas": plan.sigmas.tolist(),
+                "model_calls": plan.table.model_calls,
+                "counted": plan.table.model_calls <= calls,
             }
 
-    def table_of(self, sigmas: Tensor) -> SolverTable:
-        """The student's table at a schedule."""
-        return self.student.table(sigmas)
-
-    def run(self, noise: Tensor, latent: Tensor) -> tuple[Tensor, Report]:
-        """Learn from noises (settings.noises, *latent): sigmas (N+1,) float32 and the report."""
+    def run(self, noise: Tensor, latent: Tensor) -> Learned:
+        """Learn from noises and latents, each (settings.noises, *latent)."""
         s = self.settings
         ends = [0, s.training_noises, s.training_noises + s.validation_noises, s.noises]
         training, validation, test = (
@@ -187,58 +147,88 @@ class ScheduleTraining:
             for a, b, name in zip(ends, ends[1:], ("training", "validation", "test"), strict=False)
         )
         self.report.teacher_calls = self.model.calls
-        self.distance = self._scaled_distance(validation)
-        u, validation_error = self._learn(training, validation)
-        sigmas = self._select(self.parameters.sigmas(u), validation_error)
+        selection = Selection(
+            self.model,
+            validation,
+            self._scaled_distance(validation),
+            s.batch_size,
+            self.report,
+            self._tell,
+        )
+        steps_only = self._learn(training, selection)
+        plan = self._choose(selection)
         self.report.training_calls = self.model.calls - self.report.teacher_calls
-        self.report.sigmas = sigmas.tolist()
-        self._measure(sigmas, test)
-        return sigmas, self.report
+        self._measure(plan, steps_only, test)
+        return Learned(*plan, self.report)
 
-    def _tables(self, schedules: dict[str, Tensor]) -> dict[str, tuple[Tensor, SolverTable]]:
-        tables = {}
+    def _plans(self, schedules: dict[str, Tensor]) -> dict[str, Plan]:
+        plans = {}
         for name, sigmas in schedules.items():
             try:
-                tables[name] = (sigmas, self.table_of(sigmas))
+                plans[name] = Plan(sigmas, self.sampler.table(sigmas))
             except Exception as error:  # some samplers fail on some schedules
                 logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
-        return tables
+        return plans
 
     def _teach(self, noise: Tensor, latent: Tensor, name: str) -> Pairs:
         size, pairs = self.settings.batch_size, []
         for i in range(0, len(noise), size):
             self._tell(f"teacher: {name} noises")
             batch = noise[i : i + size], latent[i : i + size]
-            pairs.append(
-                teach(self.model, self.teacher_table, self.teacher_sigmas, *batch, self.store)
-            )
+            pairs.append(teach(self.model, self.teacher, *batch, self.store))
         return Pairs(
             *(torch.cat([getattr(p, f) for p in pairs]) for f in ("noise", "latent", "target"))
         )
 
     def _scaled_distance(self, validation: Pairs) -> Distance:
         """The distance, its scale the median error of the first standard schedule that works."""
-        for sigmas, _ in self.baselines.values():
-            deviation = float(self._residuals(sigmas, validation, rmse).median())
-            if math.isfinite(deviation):
-                return Distance(self.settings.distance, max(deviation, 1e-6))
-        return Distance(self.settings.distance, float(validation.target.std()))
+        name, features = self.settings.distance, self.image_features
+        unscaled = Distance(name, 1.0, features)
 
-    def _learn(self, training: Pairs, validation: Pairs) -> tuple[Tensor, float]:
-        """Screen starts, descend from three, go on with the best: (u, validation error)."""
-        s = self.settings
-        starts = self._screened_starts(training, validation)
+        def deviation(samples: Tensor, targets: Tensor) -> Tensor:
+            return torch.cat(
+                [
+                    rmse(unscaled.features(samples[part]) - unscaled.features(targets[part]))
+                    for part in unscaled.parts(len(samples))
+                ]
+            )
+
+        for plan in self.baselines.values():
+            found = errors(self.model, plan, validation, deviation, self.settings.batch_size)
+            if math.isfinite(float(found.median())):
+                return Distance(name, max(float(found.median()), 1e-6), features)
+        return Distance(name, float(validation.target.std()), features)
+
+    def _learn(self, training: Pairs, selection: Selection) -> Plan:
+        """Learn the steps, then the extras; returns the best plan of steps alone."""
+        starts = screened_starts(
+            self.student, self.baselines, self.teacher, training, selection, self.settings.seed
+        )
         if not math.isfinite(starts[0][0]):
             raise ValueError(
                 "every schedule of so few steps ends in infinite or undefined values with this "
                 "sampler; use more steps or another sampler"
             )
-        self.report.start = starts[0][1]
-        self.report.initial_sigmas = self.parameters.sigmas(starts[0][2]).tolist()
-        best_error, _, best_u = starts[0]
-        order = torch.Generator().manual_seed(s.seed)
+        error, self.report.start, u = starts[0]
+        selection.keep(error, self.student, self.student.start(u))
+        self.report.initial_sigmas = self.report.sigmas
+        order = torch.Generator().manual_seed(self.settings.seed)
+        if self.settings.gradient:
+            self._gradient(starts, training, selection, order, self.settings.gradient)
+        else:
+            self._gauss_newton(starts, training, selection, order)
+        steps_only = self.student.plan(selection.best_theta)
+        if self.settings.decoupled:
+            self._decouple(training, selection, order)
+        return steps_only
+
+    def _gauss_newton(
+        self, starts: list[Start], training: Pairs, selection: Selection, order: torch.Generator
+    ) -> None:
+        """Descend from all starts for a third of the iterations, go on with the best."""
+        s = self.settings
         descents = [
-            (name, GaussNewton(self.parameters, u, s.iterations, s.gauss_newton))
+            (name, GaussNewton(self.student, self.student.start(u), s.iterations, s.gauss_newton))
             for _, name, u in starts
         ]
         reached: dict[str, float] = {name: error for error, name, _ in starts}
@@ -247,107 +237,88 @@ class ScheduleTraining:
             if iteration == heat:
                 descents = [min(descents, key=lambda d: reached[d[0]])]
             for name, descent in descents:
-                chosen = torch.randperm(len(training), generator=order)[: s.gauss_newton.noises]
-                u = descent.step(
-                    self.model, self.table_of, training[chosen], self.distance, s.batch_size
-                )
-                error = self._error(self.parameters.sigmas(u), validation)
-                self.report.history.append(
-                    {"start": name, "calls": self.model.calls, "error": error}
-                )
+                error = self._iterate(descent, name, training, selection, order)
                 reached[name] = min(reached[name], error)
-                if error < best_error:
-                    best_error, best_u = error, u
-                    self.report.sigmas = self.parameters.sigmas(u).tolist()
                 self._tell(f"learning: iteration {iteration + 1} of {s.iterations}")
-        return best_u, best_error
 
-    def _screened_starts(
-        self, training: Pairs, validation: Pairs
-    ) -> list[tuple[float, str, Tensor]]:
-        """The best starts that differ, as (validation error, name, u), best first."""
-        few = validation[:SCREENING_NOISES]
-        scored: list[tuple[float, str, Tensor]] = []
-        for name, (sigmas, table) in self.baselines.items():
-            self._tell(f"screening: {name}")
-            error = self._error(sigmas, few)
-            self.report.baselines[name]["screening_error"] = error
-            if len(sigmas) == self.settings.steps + 1 and table.model_calls == self.student_calls:
-                scored.append((error, name, self.parameters.from_sigmas(sigmas)))
-        best = self.report.best_baseline("screening_error")
-        if best is not None:
-            error = self._error(self.baselines[best][0], validation)
-            self.report.baselines[best]["validation_error"] = error
-        for i, u in enumerate(self._surrogate_starts(training)):
-            self._tell("screening: starts from the teacher's trajectory")
-            error = self._error(self.parameters.sigmas(u), few)
-            scored.append((error, f"trajectory {i + 1}", u))
-        kept: list[tuple[float, str, Tensor]] = []
-        for candidate in sorted(scored, key=lambda c: c[0]):
-            if all(float((candidate[2] - k[2]).abs().max()) > DIFFERENT for k in kept):
-                kept.append(candidate)
-        errors = [self._error(self.parameters.sigmas(u), validation) for _, _, u in kept[:STARTS]]
-        starts = [(e, name, u) for e, (_, name, u) in zip(errors, kept, strict=False)]
-        return sorted(starts, key=lambda c: c[0])
-
-    def _surrogate_starts(self, training: Pairs) -> list[Tensor]:
-        batches = training[:TRAJECTORIES].batches(self.settings.batch_size, self.model.device)
-        rollouts = []
-        for batch in batches:
-            result, history = student_samples(
-                self.model, self.teacher_table, self.teacher_sigmas, batch
-            )
-            # a video's whole trajectories would not fit beside the model
-            rollouts.append([few_elements(state) for state in (result, *history)])
-        result, *history = (torch.cat(states) for states in zip(*rollouts, strict=True))
-        surrogate = TrajectorySurrogate(self.teacher_table, history, result, self.model.coordinate)
-        found = surrogate_starts(
-            surrogate,
-            self.table_of,
-            self.parameters,
-            self.settings.steps,
-            self.settings.seed,
-            lambda: self._tell("searching starts on the teacher's trajectory"),
+    def _decouple(self, training: Pairs, selection: Selection, order: torch.Generator) -> None:
+        """Learn decoupled times together with the steps, from the best steps on."""
+        s = self.settings
+        student = replace(self.student, decoupled=True)
+        theta = student.start(selection.best_theta)
+        if s.gradient:
+            descend_by_gradient(student, theta, training, selection, s.gradient, order, "decoupled")
+            return
+        constants = replace(
+            s.gauss_newton,
+            largest_step=EXTRAS_LARGEST_STEP,
+            smallest_step=EXTRAS_SMALLEST_STEP,
         )
-        return found[:CANDIDATES]
+        descent = GaussNewton(student, theta, 2 * s.iterations, constants)
+        for iteration in range(2 * s.iterations):
+            self._iterate(descent, "decoupled times", training, selection, order)
+            self._tell(f"learning decoupled times: iteration {iteration + 1} of {2 * s.iterations}")
 
-    def _error(self, sigmas: Tensor, pairs: Pairs) -> float:
-        """Mean distance of a schedule's samples to the teacher's; infinite if any is not finite."""
-        value = float(self._residuals(sigmas, pairs, self.distance.value).mean())
-        return value if math.isfinite(value) else math.inf
+    def _iterate(
+        self,
+        descent: GaussNewton,
+        name: str,
+        training: Pairs,
+        selection: Selection,
+        order: torch.Generator,
+    ) -> float:
+        s = self.settings
+        chosen = torch.randperm(len(training), generator=order)[: s.gauss_newton.noises]
+        theta = descent.step(training[chosen], selection.distance, s.batch_size)
+        return selection.offer(name, descent.student, theta)
 
-    def _residuals(
-        self, sigmas: Tensor, pairs: Pairs, measure: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """`measure` of each sample's difference to its teacher: (n,)."""
-        table = self.table_of(sigmas)
-        return torch.cat(
-            [
-                measure(student_samples(self.model, table, sigmas, batch)[0] - batch.target).cpu()
-                for batch in pairs.batches(self.settings.batch_size, self.model.device)
-            ]
-        )
+    def _gradient(
+        self,
+        starts: list[Start],
+        training: Pairs,
+        selection: Selection,
+        order: torch.Generator,
+        settings: GradientSettings,
+    ) -> None:
+        theta = self.student.start(starts[0][2])
+        descend_by_gradient(self.student, theta, training, selection, settings, order, starts[0][1])
 
-    def _select(self, learned: Tensor, validation_error: float) -> Tensor:
+    def _choose(self, selection: Selection) -> Plan:
+        """What was learned, or the standard schedule that did better on the validation noises."""
         best = self.report.best_baseline("validation_error")
-        if best is None or self.report.baselines[best]["validation_error"] > validation_error:
-            return learned
+        if best is None or selection.best_error < self.report.baselines[best]["validation_error"]:
+            return selection.best_student.plan(selection.best_theta)
         self.report.chosen = best
-        return self.baselines[best][0]
+        self.report.sigmas = self.baselines[best].sigmas.tolist()
+        self.report.eval_sigmas = []
+        return self.baselines[best]
 
-    def _measure(self, sigmas: Tensor, test: Pairs) -> None:
-        before = self.model.calls
+    def _measure(self, plan: Plan, steps_only: Plan, test: Pairs) -> None:
+        before, report = self.model.calls, self.report
         self._tell("measuring the learned schedule")
-        self.report.heldout_error = self._heldout(sigmas, test)
-        self.report.initial_error = self._heldout(torch.tensor(self.report.initial_sigmas), test)
-        for name, (baseline, _) in self.baselines.items():
+        report.heldout_error, report.spread = self._heldout(plan, test), self._spread(plan, test)
+        if report.eval_sigmas:
+            report.steps_error = self._heldout(steps_only, test)
+        initial = torch.tensor(report.initial_sigmas)
+        report.initial_error = self._heldout(Plan(initial, self.sampler.table(initial)), test)
+        for name, baseline in self.baselines.items():
             self._tell(f"measuring {name}")
-            self.report.baselines[name]["heldout_error"] = self._heldout(baseline, test)
-        self.report.report_calls = self.model.calls - before
+            report.baselines[name]["heldout_error"] = self._heldout(baseline, test)
+        report.report_calls = self.model.calls - before
         self._tell("done")
 
-    def _heldout(self, sigmas: Tensor, test: Pairs) -> float:
-        return float(self._residuals(sigmas, test, rmse).mean())
+    def _heldout(self, plan: Plan, test: Pairs) -> float:
+        found = errors(self.model, plan, test, lambda x, y: rmse(x - y), self.settings.batch_size)
+        return float(found.mean())
+
+    def _spread(self, plan: Plan, test: Pairs) -> float:
+        made = torch.cat(
+            [
+                few_elements(student_samples(self.model, plan, batch)[0])
+                for batch in test.batches(self.settings.batch_size, self.model.device)
+            ]
+        )
+        return spread(made) / max(spread(few_elements(test.target)), 1e-12)
 
     def _tell(self, stage: str) -> None:
         self.watch(
@@ -359,14 +330,21 @@ class ScheduleTraining:
     @property
     def planned_calls(self) -> int:
         """About how many model calls the whole run makes."""
-        s, calls = self.settings, self.student_calls
-        iterations = s.iterations + (STARTS - 1) * max(1, s.iterations // 3)
-        iteration = s.gauss_newton.noises * calls * (s.steps + 1) // 2 + s.validation_noises * calls
-        competitors = len(self.baselines)
+        s, calls, competitors = self.settings, self.student.calls, len(self.baselines)
+        validation = s.validation_noises * calls
+        if s.gradient:
+            learning = s.gradient.planned_calls(s, calls, validation)
+        else:
+            iterations = s.iterations + (STARTS - 1) * max(1, s.iterations // 3)
+            steps = s.gauss_newton.noises * calls * (s.steps + 1) // 2
+            learning = iterations * (steps + validation)
+            if s.decoupled:
+                times = s.gauss_newton.noises * calls * (calls - 1) // 2
+                learning += 2 * s.iterations * (steps + times + validation)
         return (
-            s.noises * self.teacher_table.model_calls
+            s.noises * self.teacher.table.model_calls
             + calls * SCREENING_NOISES * (competitors + CANDIDATES)
-            + calls * s.validation_noises * (STARTS + 2)
-            + iterations * iteration
-            + s.test_noises * calls * (competitors + 2)
+            + validation * (STARTS + 2)
+            + learning
+            + s.test_noises * calls * (competitors + 3)
         )

@@ -1,0 +1,84 @@
+"""The schedules a descent begins with: standard ones and those found on the teacher's trajectory,
+ranked by the real model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..solver import Plan
+from ..student import Student
+from ..teacher import Pairs, student_samples
+from .initial import TrajectorySurrogate, few_elements, surrogate_starts
+from .selection import Selection
+
+STARTS = 3  # schedules that get a descent of their own: basins differ more than optimisers do
+TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
+CANDIDATES = 12  # schedules found on them that the real model screens
+DIFFERENT = 0.3  # in u: starts nearer to each other share a basin
+SCREENING_NOISES = 16  # of the validation noises; they rank starts and standard schedules
+
+Start = tuple[float, str, Tensor]
+"""(validation error, name, u)."""
+
+
+def screened_starts(
+    student: Student,
+    baselines: dict[str, Plan],
+    teacher: Plan,
+    training: Pairs,
+    selection: Selection,
+    seed: int,
+) -> list[Start]:
+    """The best starts that differ, best first; the report learns the baselines' errors.
+
+    Args:
+        baselines: name -> standard plan; those with the student's steps and calls can be starts.
+        teacher: sampled on a few of the training noises.
+    """
+    few, report = selection.validation[:SCREENING_NOISES], selection.report
+    scored: list[Start] = []
+    for name, plan in baselines.items():
+        selection.tell(f"screening: {name}")
+        error = selection.error(plan, few)
+        report.baselines[name]["screening_error"] = error
+        if len(plan.sigmas) == student.steps + 1 and plan.table.model_calls == student.calls:
+            scored.append((error, name, student.levels.from_sigmas(plan.sigmas)))
+    best = report.best_baseline("screening_error")
+    if best is not None:
+        report.baselines[best]["validation_error"] = selection.error(baselines[best])
+    surrogate = trajectory_surrogate(student, teacher, training, selection.batch_size)
+    found = surrogate_starts(
+        surrogate,
+        student.sampler.table,
+        student.levels,
+        student.steps,
+        seed,
+        lambda: selection.tell("searching starts on the teacher's trajectory"),
+    )
+    for i, u in enumerate(found[:CANDIDATES]):
+        selection.tell("screening: starts from the teacher's trajectory")
+        scored.append(
+            (selection.error(student.plan(student.start(u)), few), f"trajectory {i + 1}", u)
+        )
+    kept: list[Start] = []
+    for candidate in sorted(scored, key=lambda c: c[0]):
+        if all(float((candidate[2] - k[2]).abs().max()) > DIFFERENT for k in kept):
+            kept.append(candidate)
+    starts = [
+        (selection.error(student.plan(student.start(u))), name, u) for _, name, u in kept[:STARTS]
+    ]
+    return sorted(starts, key=lambda c: c[0])
+
+
+def trajectory_surrogate(
+    student: Student, teacher: Plan, training: Pairs, batch_size: int
+) -> TrajectorySurrogate:
+    """The surrogate read off the teacher's rollouts on a few training noises."""
+    model, rollouts = student.model, []
+    for batch in training[:TRAJECTORIES].batches(batch_size, model.device):
+        result, history = student_samples(model, teacher, batch)
+        # a video's whole trajectories would not fit beside the model
+        rollouts.append([few_elements(state) for state in (result, *history)])
+    result, *history = (torch.cat(states) for states in zip(*rollouts, strict=True))
+    return TrajectorySurrogate(teacher.table, history, result, model.coordinate)
