@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts import comfyui_import
 
-NAMES = ("demo", "search", "descent", "teachers")
+NAMES = ("demo", "search", "descent", "teachers", "memory")
 
 
 def main() -> None:
@@ -27,14 +27,18 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="ComfyUI's source folder")
     parser.add_argument("--json", type=Path, required=True, help="file of the rows, continued")
     parser.add_argument("--only", default="", help="run only cells whose key contains this text")
+    parser.add_argument("--plot", type=Path, help="also save the benchmark's picture here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         comfyui_import.prepare(arguments.comfyui, "--base-directory", base)
         benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
-        _run(benchmark, arguments.json, arguments.only)
+        rows = _run(benchmark, arguments.json, arguments.only)
+        if arguments.plot:
+            arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+            benchmark.plot(rows).savefig(arguments.plot)
 
 
-def _run(benchmark: Any, file: Path, only: str) -> None:
+def _run(benchmark: Any, file: Path, only: str) -> list[dict[str, Any]]:
     saved = json.loads(file.read_text()) if file.is_file() else []
     done = {_key(benchmark, row): row for row in saved}
     rows = []
@@ -50,6 +54,7 @@ def _run(benchmark: Any, file: Path, only: str) -> None:
         print("  ".join(f"{_text(row[n]):>{w}}" for n, w in benchmark.COLUMNS.items()), flush=True)
         _save(file, list(done.values()))
     print(benchmark.summary(rows))
+    return rows
 
 
 def _key(benchmark: Any, row: dict[str, Any]) -> tuple[Any, ...]:
