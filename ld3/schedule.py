@@ -25,7 +25,7 @@ from torch import Tensor
 from .parameters import check_sigmas
 from .solver import SolverTable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: extras, such as decoupled times
 EXTENSION = ".safetensors"
 TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
 JSON_TYPES: dict[str, Any] = {
@@ -33,6 +33,7 @@ JSON_TYPES: dict[str, Any] = {
     "int": int,
     "float": (int, float),
     "list[int]": list,
+    "list[str]": list,
     "dict[str, Any]": dict,
 }
 MOST_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
@@ -50,6 +51,8 @@ class ScheduleInfo:
         sampler, sampler_options: ComfyUI's sampler name and its options.
         steps, model_calls: N, and the network evaluations a sample costs.
         cfg, denoise: guidance scale and denoise it was learned at.
+        extras: what the table holds beyond the sampler's own, such as "decoupled times"; with any,
+            the table itself must be executed.
         latent_shape: one sample's latent, without the batch.
         prediction_type: "eps", "v", "edm" or "flow".
         sigma_max: the model's largest noise level.
@@ -76,6 +79,7 @@ class ScheduleInfo:
     settings_hash: str
     report: dict[str, Any]
     sampler_options: dict[str, Any] = field(default_factory=dict)
+    extras: list[str] = field(default_factory=list)
     model_file: str = ""
     model_name: str = ""
     pack_version: str = ""
@@ -239,6 +243,8 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
             value = getattr(info, f.name)
             if isinstance(value, bool) or not isinstance(value, JSON_TYPES[str(f.type)]):
                 raise TypeError(f"{f.name} has the wrong type")
+        if any(not isinstance(extra, str) for extra in info.extras):
+            raise TypeError("extras has the wrong type")
         if not (
             math.isfinite(info.cfg) and 0 < info.denoise <= 1 and 0 < info.sigma_max < math.inf
         ):

@@ -80,7 +80,7 @@ class LD3KSampler(io.ComfyNode):
         denoise: float,
     ) -> io.NodeOutput:
         with errors_of("LD3 KSampler"):
-            warn(cls, "LD3 KSampler", check_schedule(schedule, model, cfg))
+            warn(cls, "LD3 KSampler", check_schedule(schedule, model, cfg, denoise))
             latent = sample_with_schedule(
                 model, schedule, seed, cfg, positive, negative, latent_image, denoise
             )

@@ -40,7 +40,8 @@ class LD3LoadSchedule(io.ComfyNode):
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="The sampler the schedule was learned for, as ComfyUI's own.",
+                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or with "
+                    "decoupled times LD3's, which works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule", tooltip="Both in one, for LD3 KSampler."
@@ -67,9 +68,10 @@ class LD3LoadSchedule(io.ComfyNode):
             schedule = schedule_file.load(folders.schedule_path(name))
             sampler = schedule_sampler(schedule)
         info = schedule.info
+        with_extras = "".join(f" with {extra}" for extra in info.extras)
         tell(
             cls,
-            f"{info.steps} steps of {info.sampler} at cfg {info.cfg:g}, for "
+            f"{info.steps} steps of {info.sampler}{with_extras} at cfg {info.cfg:g}, for "
             f"{info.model_file or info.model_name}",
         )
         return io.NodeOutput(schedule.sigmas.clone(), sampler, schedule)

@@ -6,10 +6,17 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..ld3.comfy import samplers, training
+from ..ld3.comfy.request import (
+    GAUSS_NEWTON,
+    LEARN,
+    OPTIMIZERS,
+    PUBLISHED_RADIUS,
+    TrainingRequest,
+)
 from ..ld3.comfy.sampling import schedule_sampler
 from ..ld3.metrics import DISTANCES
 from ..ld3.plots import report_picture
-from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell
+from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell, warn
 
 
 class LD3TrainSchedule(io.ComfyNode):
@@ -142,9 +149,10 @@ class LD3TrainSchedule(io.ComfyNode):
                     options=list(DISTANCES),
                     default="pseudo-huber",
                     advanced=True,
-                    tooltip="How a difference to the reference counts, in latents. pseudo-huber is "
-                    "the safe choice: a few samples that turn out entirely different do not rule "
-                    "the rest.",
+                    tooltip="How a difference to the reference counts. pseudo-huber, l2 and l1 "
+                    "compare latents; pseudo-huber is the safe choice: a few samples that turn out "
+                    "entirely different do not rule the rest. lpips-... (as people see) and "
+                    "pixel-... compare decoded images: connect vae; slower.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -182,16 +190,55 @@ class LD3TrainSchedule(io.ComfyNode):
                     tooltip="Samples a model call. More is faster while memory lasts; the result "
                     "is the same up to rounding. 1 for models that barely fit.",
                 ),
+                io.Combo.Input(
+                    "learn",
+                    options=list(LEARN),
+                    default=LEARN[0],
+                    optional=True,  # as all below: API workflows made before them lack them
+                    tooltip="What to learn. Time steps alone fit any sampler node as SIGMAS. "
+                    "Decoupled times also choose the noise level the network is told at each call: "
+                    "often half the error; LD3 KSampler and the sampler output carry them.",
+                ),
+                io.Combo.Input(
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    default=GAUSS_NEWTON,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How to learn. gauss-newton works with every model, at the memory of "
+                    "sampling, and goes furthest. gradient is the published method: it "
+                    "differentiates the model, and says so where that is impossible.",
+                ),
+                io.Float.Input(
+                    "soft_radius",
+                    default=PUBLISHED_RADIUS,
+                    optional=True,
+                    min=-1.0,
+                    max=1000.0,
+                    step=0.01,
+                    round=0.0001,
+                    advanced=True,
+                    tooltip="Only for gradient: how far, in noise, the start may move from the "
+                    "reference's. -1 is the paper's 0.001 x latent size / model calls squared, 0 "
+                    "holds it fast.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only for distances between images (lpips-..., pixel-...): the VAE "
+                    "that decodes them.",
+                ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
                     tooltip="The learned noise levels, for SamplerCustom and any sampler graph. "
-                    "Use them with the sampler they were learned for.",
+                    "Use them with the sampler beside, which also carries decoupled times.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="The sampler the schedule was learned for, as ComfyUI's own.",
+                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or with "
+                    "decoupled times LD3's, which works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule",
@@ -214,18 +261,27 @@ class LD3TrainSchedule(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image, name: str, retrain: bool, **widgets
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        name: str,
+        retrain: bool,
+        vae=None,
+        **widgets,
     ) -> io.NodeOutput:
         with errors_of("LD3 Train Schedule"):
-            request = training.TrainingRequest(**widgets)
+            request = TrainingRequest(**widgets)
             result = training.train_schedule(
-                model, positive, negative, latent_image, request, name, retrain
+                model, positive, negative, latent_image, request, name, retrain, vae
             )
         schedule = result.schedule
         report = (
             torch.from_numpy(report_picture(result.report, result.summary())).float()[None] / 255
         )
-        tell(cls, result.summary())
+        warn(cls, "LD3 Train Schedule", result.warnings())
+        tell(cls, "\n".join([result.summary(), *result.warnings()]))
         shown = (
             ui.PreviewImage(report, cls=cls).as_dict() | ui.PreviewText(result.summary()).as_dict()
         )

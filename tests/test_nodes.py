@@ -28,7 +28,8 @@ CONTRACT = {
         "inputs": "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
         "sampler_name:COMBO steps:INT cfg:FLOAT name:STRING seed:INT teacher_sampler:COMBO "
         "teacher_scheduler:COMBO teacher_steps:INT retrain:BOOLEAN denoise:FLOAT distance:COMBO "
-        "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT",
+        "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT learn:COMBO "
+        "optimizer:COMBO soft_radius:FLOAT vae:VAE",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3LoadSchedule": {
@@ -198,12 +199,13 @@ def test_denoise_takes_as_many_steps_from_a_lower_level(
     denoise: float, pack: ModuleType, schedule: Any, sample: Any, model: Any, conds: dict[str, Any]
 ) -> None:
     sampling = bridge(pack, "sampling")
-    sigmas = sampling.schedule_sigmas(schedule, denoise)
+    sampler, sigmas, warnings = sampling.sampling_of(schedule, denoise)
+    assert not warnings
     assert len(sigmas) == TINY["steps"] + 1 and float(sigmas[-1]) == 0
     assert (sigmas[:-1] > sigmas[1:]).all() and sigmas[0] <= schedule.sigmas[0]
     core = SamplerCustom.execute(
         model=model, add_noise=True, noise_seed=5, cfg=1.0, latent_image=picture(), sigmas=sigmas,
-        sampler=sampling.schedule_sampler(schedule), **conds,
+        sampler=sampler, **conds,
     )[0]["samples"]  # fmt: skip
     assert torch.equal(sample(latent_image=picture(), denoise=denoise), core)
 
@@ -241,12 +243,12 @@ def test_training_and_sampling_change_no_input(
 def test_training_leaves_random_states_and_default_dtype_alone(
     pack: ModuleType, model: Any, conds: dict[str, Any]
 ) -> None:
-    training = bridge(pack, "training")
+    training, request = bridge(pack, "training"), bridge(pack, "request")
     widgets = {k: v for k, v in TINY.items() if k not in ("name", "retrain")}
     torch.manual_seed(11), np.random.seed(11), random.seed(11)
     before = torch.get_rng_state(), flattened(list(np.random.get_state())), random.getstate()
     training.train_schedule(
-        model, conds["positive"], conds["negative"], empty(), training.TrainingRequest(**widgets),
+        model, conds["positive"], conds["negative"], empty(), request.TrainingRequest(**widgets),
         "states", retrain=True,
     )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -350,6 +352,11 @@ def test_learning_for_part_of_the_denoising_starts_lower(train: Any) -> None:
         ({"iterations": 0}, ["iterations", "0"]),
         ({"name": "../outside"}, ["name", "../outside"]),
         ({"name": "  "}, ["name"]),
+        ({"distance": "lpips-alex"}, ["distance 'lpips-alex'", "connect vae", "pseudo-huber"]),
+        ({"distance": "nonsense"}, ["distance", "nonsense", "pseudo-huber"]),
+        ({"learn": "nonsense"}, ["learn", "nonsense", "time steps"]),
+        ({"optimizer": "nonsense"}, ["optimizer", "nonsense", "gauss-newton"]),
+        ({"soft_radius": -0.5}, ["soft_radius", "-0.5", "-1 for the paper's"]),
         ({"latent_image": empty(0)}, ["latent_image", "empty", "batch_size"]),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
@@ -443,10 +450,13 @@ def test_a_schedule_whose_table_is_not_its_samplers_is_refused(sample: Any, sche
         sample(schedule=forged)
 
 
-def test_a_schedule_for_a_sampler_not_installed_is_refused(sample: Any, schedule: Any) -> None:
+def test_a_schedule_for_a_sampler_not_installed_runs_by_its_table(
+    sample: Any, schedule: Any
+) -> None:
     foreign = replace(schedule, info=replace(schedule.info, sampler="somebodys_sampler"))
+    torch.testing.assert_close(sample(schedule=foreign), sample(), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="LD3 KSampler: .*somebodys_sampler.*not installed"):
-        sample(schedule=foreign)
+        sample(schedule=foreign, denoise=0.5)
 
 
 def test_unknown_schedule_names_are_refused_with_what_there_is(

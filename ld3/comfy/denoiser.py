@@ -89,8 +89,9 @@ def check_stateless(
     )
     if difference > MEMORY_TOLERANCE:
         patched = [k for k, v in model_options.items() if v and k != "transformer_options"]
+        transformer = model_options.get("transformer_options", {})
         patched += [
-            f"{k} patches" for k, v in model_options.get("transformer_options", {}).items() if v
+            f"{k} patches" for k, v in transformer.items() if not isinstance(v, Tensor) and v
         ]
         raise ValueError(
             "the model answers the same question differently the second time (by "

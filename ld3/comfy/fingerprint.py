@@ -45,6 +45,18 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_hash(network: torch.nn.Module) -> str:
+    """Hash of a network's weights' names and shapes, and of a fixed sample of their values."""
+    weights = network.state_dict()
+    names = sorted(weights)
+    digest = hashlib.sha256(type(network).__name__.encode())
+    for name in names:
+        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
+    for name in names[:: max(1, len(names) // SAMPLED_WEIGHTS)]:
+        digest.update(_values(weights[name]))
+    return digest.hexdigest()[:16]
+
+
 def architecture(model: Any) -> str:
     """The model's class, as ComfyUI calls it."""
     return type(model.model).__name__

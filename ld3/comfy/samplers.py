@@ -35,9 +35,14 @@ def scheduler_names() -> list[str]:
     return list(comfy.samplers.SCHEDULER_NAMES)
 
 
+def is_installed(sampler: str) -> bool:
+    """Whether this ComfyUI has a sampler of that name."""
+    return sampler in comfy.samplers.SAMPLER_NAMES
+
+
 def sampler_object(name: str) -> comfy.samplers.KSAMPLER:
     """Core's sampler of that name."""
-    if name not in comfy.samplers.SAMPLER_NAMES:
+    if not is_installed(name):
         raise ValueError(
             f"sampler {name!r} is not installed in this ComfyUI; install the pack it comes from"
         )
@@ -79,7 +84,7 @@ def refusal(name: str, error: UnsupportedSampler, model_sampling: Any, sigmas: T
     for mark in STOCHASTIC_MARKS:
         base = base.replace(mark, "")
     for candidate in (base, PLAIN_ALTERNATIVE.get(base, ""), "dpmpp_2m", "euler"):
-        if candidate != name and candidate in comfy.samplers.SAMPLER_NAMES:
+        if candidate != name and is_installed(candidate):
             try:
                 traceable(sampler_object(candidate), model_sampling).table(sigmas)
             except UnsupportedSampler:

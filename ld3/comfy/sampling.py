@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..schedule import Schedule, resampled
 from . import fingerprint, samplers
+from .executor import table_sampler
 from .latents import latent_samples, noise_for
 
 logger = logging.getLogger(__name__)
@@ -20,12 +21,17 @@ TABLE_TOLERANCE = 1e-6
 
 
 def schedule_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
-    """The core sampler a schedule was learned for, as SAMPLER."""
+    """The SAMPLER of a schedule: core's own, or its table where that holds more than core's.
+
+    A table also stands in for a sampler that is not installed here.
+    """
+    if schedule.info.extras or not samplers.is_installed(schedule.info.sampler):
+        return table_sampler(schedule)
     return samplers.sampler_object(schedule.info.sampler)
 
 
-def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> list[str]:
-    """Whether a schedule fits a model; returns warnings.
+def check_schedule(schedule: Schedule, model: Any, cfg: float, denoise: float) -> list[str]:
+    """Whether a schedule fits a model and how it shall be sampled; returns warnings.
 
     Raises:
         ValueError: it cannot work: another kind of noise levels, or the sampler is not the one it
@@ -45,11 +51,13 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
             f"model's largest is {float(sampling.sigma_max):.4g}; train a schedule for this model "
             "with LD3 Train Schedule"
         )
+    difference = 0.0
     try:
-        table = samplers.traceable(schedule_sampler(schedule), sampling).table(schedule.sigmas)
-        difference = table.distance(schedule.table)
+        if samplers.is_installed(info.sampler) and not info.extras:
+            core = samplers.sampler_object(info.sampler)
+            table = samplers.traceable(core, sampling).table(schedule.sigmas)
+            difference = table.distance(schedule.table)
     except Exception as error:  # a third-party sampler may want more than a stand-in model
-        difference = 0.0
         logger.info("LD3: the sampler %s could not be read again: %s", info.sampler, error)
     if difference > TABLE_TOLERANCE:
         raise ValueError(
@@ -57,7 +65,7 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
             f"{info.sampler!r} (their steps differ by {difference:.2g}); train it again with LD3 "
             "Train Schedule"
         )
-    warnings = []
+    warnings = sampling_of(schedule, denoise)[2]
     if (
         fingerprint.model_fingerprint(model) != info.model_fingerprint
         or kind != info.prediction_type
@@ -67,7 +75,7 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
             f"schedule {schedule.name!r} was learned for another model ({learned_for}); the "
             "result may be worse than a standard scheduler's: train one for this model"
         )
-    if cfg is not None and abs(cfg - info.cfg) > 1e-6:
+    if abs(cfg - info.cfg) > 1e-6:
         warnings.append(
             f"schedule {schedule.name!r} was learned at cfg {info.cfg:g}, not {cfg:g}: train one "
             f"at {cfg:g}"
@@ -75,23 +83,35 @@ def check_schedule(schedule: Schedule, model: Any, cfg: float | None = None) -> 
     return warnings
 
 
-def schedule_sigmas(schedule: Schedule, denoise: float) -> Tensor:
-    """New sigmas for a denoise strength: the schedule's own, or as many steps of a stretched one.
+def sampling_of(
+    schedule: Schedule, denoise: float
+) -> tuple[comfy.samplers.KSAMPLER, Tensor, list[str]]:
+    """Sampler, new sigmas, and warnings for a denoise strength.
 
-    As KSampler does it, denoise d takes the last N of N/d steps.
+    The schedule's own, or as many steps of a stretched one: as KSampler does it, denoise d takes
+    the last N of N/d steps. What was learned for the schedule's own levels is then left out.
 
     Raises:
-        ValueError: more denoising than the schedule was learned for.
+        ValueError: more denoising than the schedule was learned for, or stretching it needs a
+            sampler that is not installed.
     """
-    steps, learned_at = schedule.info.steps, schedule.info.denoise
+    info, learned_at = schedule.info, schedule.info.denoise
     if abs(denoise - learned_at) < 1e-6:
-        return schedule.sigmas.clone()  # uni_pc writes into its last one
+        # a copy: uni_pc writes into its last one
+        return schedule_sampler(schedule), schedule.sigmas.clone(), []
     if denoise > learned_at:
         raise ValueError(
             f"denoise is {denoise:g}, but schedule {schedule.name!r} was learned for "
             f"{learned_at:g}: use that or less, or train one for it"
         )
-    return resampled(schedule.sigmas, int(steps * learned_at / denoise))[-(steps + 1) :]
+    warnings = []
+    if info.extras:
+        warnings.append(
+            f"schedule {schedule.name!r} was learned at denoise {learned_at:g}; at {denoise:g} its "
+            f"{', '.join(info.extras)} are left out: train one at {denoise:g}"
+        )
+    sigmas = resampled(schedule.sigmas, int(info.steps * learned_at / denoise))[-(info.steps + 1) :]
+    return samplers.sampler_object(info.sampler), sigmas, warnings
 
 
 def sample_with_schedule(
@@ -106,12 +126,12 @@ def sample_with_schedule(
 ) -> dict[str, Any]:
     """Core sampling with a schedule's sampler and sigmas: SamplerCustom's result, bit for bit."""
     samples = latent_samples(model, latent)
-    sigmas = schedule_sigmas(schedule, denoise)
+    sampler, sigmas, _ = sampling_of(schedule, denoise)
     result = comfy.sample.sample_custom(
         model,
         noise_for(samples, seed, latent.get("batch_index")),
         cfg,
-        schedule_sampler(schedule),
+        sampler,
         sigmas,
         positive,
         negative,

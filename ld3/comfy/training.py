@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,89 +19,28 @@ import comfyui_version
 import torch
 from torch import Tensor
 
-from ..metrics import DISTANCES
+from ..metrics import IMAGE_DISTANCES
+from ..model import Model
 from ..parameters import check_sigmas
+from ..recompute import GradientError, recomputed
 from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
 from ..solver import Plan, UnsupportedSampler
 from ..solver import Sampler as TracedSampler
 from ..teacher import TargetStore
-from ..training.loop import Learned, ScheduleTraining, TrainingSettings
+from ..training.loop import Learned, ScheduleTraining
 from ..version import __version__
 from . import fingerprint, folders, samplers
 from .denoiser import check_stateless, guided_model
+from .differentiable import differentiable, normal_tensors, time_neighbours
+from .gradient_check import OTHER_OPTIMIZER, check_gradient
 from .latents import check_conditioning, latent_samples, training_noises
+from .perceptual import check_image_distance, feature_map, load_together
 from .progress import LiveProgress
+from .request import TrainingRequest
 
 logger = logging.getLogger(__name__)
-METHOD = "gauss-newton"
-ALGORITHM = 1  # raised when the same settings learn another schedule than before
-
-
-@dataclass(frozen=True)
-class TrainingRequest:
-    """What the node was asked for; names are its widgets'."""
-
-    sampler_name: str
-    steps: int
-    cfg: float
-    denoise: float
-    seed: int
-    teacher_sampler: str
-    teacher_scheduler: str
-    teacher_steps: int
-    distance: str
-    iterations: int
-    training_noises: int
-    heldout_noises: int
-    batch_size: int
-
-    def check(self) -> None:
-        """Raise ValueError, naming the widget, for what no model can make sense of."""
-        if self.cfg < 0 or self.cfg != self.cfg:
-            raise ValueError(
-                f"cfg is {self.cfg}; guidance below 0 pushes away from the prompt: use 1 or more"
-            )
-        if self.steps < 2:
-            raise ValueError(
-                f"steps is {self.steps}; one step has no noise level to learn: use 2 or more"
-            )
-        if self.teacher_steps <= self.steps:
-            raise ValueError(
-                f"teacher_steps is {self.teacher_steps} and steps {self.steps}; the teacher must "
-                "take more steps than the student (20 is typical)"
-            )
-        if not 0 < self.denoise <= 1:
-            raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance is {self.distance!r}; choose one of {', '.join(DISTANCES)}")
-        for name in ("iterations", "training_noises", "heldout_noises", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
-
-    def teacher_facts(self) -> dict[str, Any]:
-        """What decides the teacher's targets for a noise (the batch size in their last bits)."""
-        names = (
-            "teacher_sampler",
-            "teacher_scheduler",
-            "teacher_steps",
-            "cfg",
-            "denoise",
-            "batch_size",
-        )
-        return {name: getattr(self, name) for name in names}
-
-    def settings(self) -> TrainingSettings:
-        """The constants of the training loop."""
-        return TrainingSettings(
-            steps=self.steps,
-            training_noises=self.training_noises,
-            validation_noises=max(16, self.training_noises),
-            test_noises=self.heldout_noises,
-            iterations=self.iterations,
-            distance=self.distance,
-            batch_size=self.batch_size,
-            seed=self.seed % 2**63,
-        )
+ALGORITHM = 2  # raised when the same settings learn another schedule than before
+LEAST_SPREAD = 0.9  # of the teacher's; below it samples visibly grow alike
 
 
 @dataclass(frozen=True)
@@ -124,6 +64,8 @@ class TrainingResult:
         parts = [f"{self.path.name}: {info.steps} steps of {info.sampler}, {how}"]
         if report["heldout_error"] is not None:
             parts.append(f"error to the teacher {report['heldout_error']:.4g}")
+        if report["eval_sigmas"] and report["steps_error"] is not None:
+            parts.append(f"without decoupled times {report['steps_error']:.4g}")
         errors = {n: b.get("heldout_error") for n, b in report["baselines"].items() if b["counted"]}
         errors = {n: e for n, e in errors.items() if e is not None}
         if errors:
@@ -132,6 +74,16 @@ class TrainingResult:
         if report["chosen"] != "learned":
             parts.append(f"the standard scheduler {report['chosen']} won and is returned")
         return "; ".join(parts)
+
+    def warnings(self) -> list[str]:
+        """What a user should know before relying on the result."""
+        spread = self.report.get("spread")
+        if spread is None or spread >= LEAST_SPREAD:
+            return []
+        return [
+            f"images differ from one another only {spread:.0%} as much as the teacher's do: so few "
+            "steps make them alike. Use more steps, or a nearer teacher (fewer teacher_steps)"
+        ]
 
 
 def train_schedule(
@@ -142,11 +94,13 @@ def train_schedule(
     request: TrainingRequest,
     name: str,
     retrain: bool = False,
+    vae: Any = None,
 ) -> TrainingResult:
     """Learn, save and return a schedule; identical settings return the saved one unless `retrain`.
 
     Args:
-        model: MODEL. positive, negative: CONDITIONING. latent: LATENT.
+        model: MODEL. positive, negative: CONDITIONING. latent: LATENT. vae: VAE, for distances
+            between images.
         name: file name to save under; a taken one is numbered.
 
     Raises:
@@ -154,6 +108,9 @@ def train_schedule(
     """
     request.check()
     name = check_name(name)
+    compares_images = request.distance in IMAGE_DISTANCES
+    if compares_images:
+        check_image_distance(request.distance, vae)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(request.cfg)
@@ -166,16 +123,17 @@ def train_schedule(
     if batch_index is None and torch.count_nonzero(samples) == 0:
         samples = samples[:1]  # how many empty latents there are does not matter
     model_id = fingerprint.model_fingerprint(model)
-    facts = {"model": model_id, "method": METHOD, "algorithm": ALGORITHM}
+    facts = {"model": model_id, "algorithm": ALGORITHM}
     prompts = [fingerprint.patches_of(model), positive, negative if request.cfg != 1 else None]
-    key = fingerprint.settings_hash(asdict(request) | facts, prompts, samples, batch_index)
+    decoder = fingerprint.weights_hash(vae.first_stage_model) if compares_images else None
+    key = fingerprint.settings_hash(asdict(request) | facts, prompts, samples, batch_index, decoder)
     teacher_key = fingerprint.settings_hash(request.teacher_facts() | facts, prompts)
     saved = None if retrain else _saved(key, name)
     if saved is not None:
         return TrainingResult(load(saved), saved, trained=False, seconds=0.0)
 
     started = time.monotonic()
-    run = _TrainingSampler(model, request)
+    run = _TrainingSampler(model, request, vae if compares_images else None)
     run.store = TargetStore(folders.target_folder(), teacher_key)
     run.noises, run.latents = training_noises(
         samples, request.seed, request.settings().noises, batch_index
@@ -208,7 +166,8 @@ def train_schedule(
             "scheduler": request.teacher_scheduler,
             "steps": request.teacher_steps,
         },
-        method=METHOD,
+        method=request.method,
+        extras=["decoupled times"] if learned.report.eval_sigmas else [],
         settings=asdict(request) | asdict(request.settings()),
         settings_hash=key,
         report=learned.report.as_dict(),
@@ -230,8 +189,8 @@ class _TrainingSampler(comfy.samplers.Sampler):
     store: TargetStore
     learned: Learned
 
-    def __init__(self, model: Any, request: TrainingRequest) -> None:
-        self.request = request
+    def __init__(self, model: Any, request: TrainingRequest, vae: Any) -> None:
+        self.request, self.vae = request, vae
         self.teacher_sigmas = samplers.scheduler_sigmas(
             model,
             request.teacher_sampler,
@@ -263,30 +222,52 @@ class _TrainingSampler(comfy.samplers.Sampler):
         disable_pbar=False,
     ) -> Tensor:
         """Learn; returns the noise it was given."""
-        model = guided_model(self, model_wrap, extra_args)
-        sampling = model_wrap.inner_model.model_sampling
-        progress = LiveProgress()
-        latents = self.latents
-        if torch.count_nonzero(latents) > 0:  # as core: an empty latent is not shifted
-            latents = model_wrap.inner_model.process_latent_in(latents)
-        with torch.no_grad():
-            student = self._traceable("sampler_name", model_wrap, self._any_schedule())
-            teacher = self._traceable("teacher_sampler", model_wrap, self.teacher_sigmas)
-            batch = slice(0, self.request.batch_size)
-            check_stateless(model, self.noises[batch], latents[batch], extra_args["model_options"])
-            training = ScheduleTraining(
-                model,
-                student,
-                Plan(self.teacher_sigmas, teacher.table(self.teacher_sigmas)),
-                self.baselines,
-                self.request.settings(),
-                start_sigma=self._start_sigma(sampling),
-                watch=progress,
-                store=self.store,
-            )
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.request.gradient:
+                extra_args = stack.enter_context(differentiable(model_wrap, extra_args))
+            model = guided_model(self, model_wrap, extra_args)
+            # copies: those made under inference mode have no gradient
+            noises, latents = self.noises.clone(), self.latents.clone()
+            if torch.count_nonzero(latents) > 0:  # as core: an empty latent is not shifted
+                latents = model_wrap.inner_model.process_latent_in(latents)
+            few = slice(0, self.request.batch_size)
+            check_stateless(model, noises[few], latents[few], extra_args["model_options"])
+            if self.request.gradient:
+                model.time_neighbours = time_neighbours(model_wrap.inner_model.model_sampling)
+                options = extra_args["model_options"]
+                one = noises[:1], latents[:1]
+                check_gradient(model, recomputed(model), *one, model_wrap, options)
+            features = self._image_features(model_wrap, latents, stack) if self.vae else None
+            training = self._training(model, model_wrap, features)
             model.calls = 0
-            self.learned = training.run(self.noises, latents)
+            try:
+                self.learned = training.run(noises, latents)
+            except GradientError as error:
+                raise ValueError(f"{error}. {OTHER_OPTIMIZER}") from error
         return noise
+
+    def _training(self, model: Model, model_wrap: Any, features: Any) -> ScheduleTraining:
+        student = self._traceable("sampler_name", model_wrap, self._any_schedule())
+        teacher = self._traceable("teacher_sampler", model_wrap, self.teacher_sigmas)
+        return ScheduleTraining(
+            model,
+            student,
+            Plan(self.teacher_sigmas, teacher.table(self.teacher_sigmas)),
+            self.baselines,
+            self.request.settings(),
+            start_sigma=self._start_sigma(model_wrap.inner_model.model_sampling),
+            watch=LiveProgress(),
+            store=self.store,
+            image_features=features,
+        )
+
+    def _image_features(self, model_wrap: Any, latents: Tensor, stack: ExitStack) -> Any:
+        """What the request's distance compares, with VAE and model loaded side by side."""
+        load_together(model_wrap.model_patcher, self.vae, latents[:1].shape)
+        if self.request.gradient:
+            stack.enter_context(normal_tensors(self.vae.first_stage_model))
+        return feature_map(self.request.distance, self.vae, model_wrap, latents[:1])
 
     def _traceable(self, widget: str, model_wrap: Any, sigmas: Tensor) -> TracedSampler:
         """The sampler a widget names, or ValueError saying why it cannot be read."""

@@ -230,7 +230,7 @@ class GradientDescent:
             return u
         ends = torch.cat([self.steps.upper[None], u, self.steps.lower[None]])
         # of the steps themselves: the published code takes it from their logits
-        bound = 0.5 * float((-ends.diff()).min())
+        bound = 0.5 * float(-ends.detach().diff().max())
         return torch.cat([u, self.offsets.clamp(-bound, bound)])
 
     def update(self, chosen: Tensor, distance: Distance) -> None:

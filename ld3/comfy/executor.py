@@ -1,0 +1,85 @@
+"""A schedule's table as a SAMPLER, for what no core sampler can do and for samplers not installed.
+
+It runs wherever a core sampler does: the model it is handed is ComfyUI's, so guidance, masks,
+previews and hooks are the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..rollout import rollout
+from ..schedule import Schedule
+
+SAME_LEVEL = 1e-4  # relative: sigmas pass through float32 and half precision on their way
+LOWERED_END = 0.001  # what uni_pc makes of a last 0
+
+
+def table_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER that executes the schedule's table at the schedule's own noise levels."""
+
+    def sample_ld3_table(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any] | None = None,
+        callback: Any = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        check_sigmas_are(schedule, sigmas)
+        table, call, step = schedule.table, 0, 0
+        reported = table.callback_calls.tolist()
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal call, step
+            denoised = model(x, sigma, **(extra_args or {}))
+            if call in reported:
+                if callback is not None:
+                    level = table.state_sigmas[call].to(sigma)
+                    callback(
+                        {
+                            "x": x,
+                            "i": step,
+                            "sigma": level,
+                            "sigma_hat": level,
+                            "denoised": denoised,
+                        }
+                    )
+                step += 1
+                bar.update()
+            call += 1
+            return denoised
+
+        with tqdm(total=len(reported), disable=disable) as bar:
+            return rollout(table, denoise, [x])[0]
+
+    core = schedule.info.sampler
+    known = core in comfy.samplers.SAMPLER_NAMES
+    options = comfy.samplers.sampler_object(core).inpaint_options if known else {}
+    return comfy.samplers.KSAMPLER(sample_ld3_table, inpaint_options=dict(options))
+
+
+def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
+    """Raise ValueError unless sigmas (N+1,) are the schedule's own; a table holds for no others."""
+    own, given = schedule.sigmas.double(), sigmas.detach().cpu().double()
+    if len(own) == len(given):
+        ends = own[-1] == 0 and float(given[-1]) in (0.0, float(torch.tensor(LOWERED_END)))
+        last = ends or torch.isclose(own[-1], given[-1], rtol=SAME_LEVEL)
+        if last and torch.allclose(own[:-1], given[:-1], rtol=SAME_LEVEL, atol=0):
+            return
+    raise ValueError(
+        f"the sampler of LD3 schedule {schedule.name!r} carries {', '.join(schedule.info.extras)} "
+        f"learned for the {len(own) - 1} steps at noise levels {_listed(own)}; it was given "
+        f"{len(given) - 1} steps at {_listed(given)}. Connect sigmas of the same LD3 node, or "
+        "sample with LD3 KSampler, which also takes a lower denoise"
+    )
+
+
+def _listed(sigmas: Tensor) -> str:
+    few = [f"{level:.4g}" for level in sigmas[:8].tolist()]
+    return ", ".join(few + [".."] * (len(sigmas) > 8))

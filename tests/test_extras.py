@@ -1,0 +1,238 @@
+"""Schedules whose table holds more than a core sampler can do, from training to sampling."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import comfy.samplers
+import folder_paths
+import pytest
+import safetensors.torch
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from torch import Tensor
+
+from ld3.comfy import samplers
+from ld3.comfy.executor import table_sampler
+from ld3.schedule import Schedule, ScheduleInfo, load, save
+
+SIZE = 8
+TINY = {
+    "sampler_name": "dpmpp_2m", "steps": 3, "cfg": 1.0, "name": "extras", "seed": 0,
+    "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 8,
+    "retrain": False, "denoise": 1.0, "distance": "pseudo-huber", "iterations": 2,
+    "training_noises": 4, "heldout_noises": 4, "batch_size": 8,
+    "learn": "time steps + decoupled times",
+}  # fmt: skip
+DETERMINISTIC = (
+    "euler", "heun", "heunpp2", "exp_heun_2_x0", "dpm_2", "lms", "dpmpp_2m", "ipndm", "ipndm_v",
+    "deis", "res_multistep", "gradient_estimation", "uni_pc", "uni_pc_bh2", "ddim",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folders(pack_nodes: dict[str, type], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """ComfyUI's model and temporary folders, away from the user's."""
+    saved, temporary = tmp_path_factory.mktemp("ld3"), tmp_path_factory.mktemp("temp")
+    before = folder_paths.get_temp_directory(), folder_paths.folder_names_and_paths["ld3"]
+    folder_paths.set_temp_directory(str(temporary))
+    folder_paths.folder_names_and_paths["ld3"] = ([str(saved)], {".safetensors"})
+    yield saved
+    folder_paths.set_temp_directory(before[0])
+    folder_paths.folder_names_and_paths["ld3"] = before[1]
+
+
+@pytest.fixture(scope="module")
+def demo(pack_nodes: dict[str, type]) -> tuple[Any, Any]:
+    """MODEL and VAE."""
+    return tuple(pack_nodes["LD3DemoModel"].execute(batch_size=1)[:2])
+
+
+@pytest.fixture(scope="module")
+def inputs(pack_nodes: dict[str, type], demo: tuple[Any, Any]) -> dict[str, Any]:
+    """Model, conditioning and latent of every node that samples."""
+    prompt = pack_nodes["LD3DemoPrompt"]
+    return {
+        "model": demo[0],
+        "positive": prompt.execute(text="grinning face")[0],
+        "negative": prompt.execute(text="")[0],
+        "latent_image": {"samples": torch.zeros((1, 3, SIZE, SIZE)), "downscale_ratio_spacial": 1},
+    }
+
+
+@pytest.fixture(scope="module")
+def train(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
+    """LD3 Train Schedule with small settings; keywords replace some."""
+
+    def run(**changes: Any) -> Any:
+        return pack_nodes["LD3TrainSchedule"].execute(**(inputs | TINY | changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sample(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
+    """LD3 KSampler; keywords replace inputs."""
+
+    def run(schedule: Any, **changes: Any) -> Tensor:
+        sampling = {"schedule": schedule, "seed": 5, "cfg": 1.0, "denoise": 1.0}
+        return pack_nodes["LD3KSampler"].execute(**(inputs | sampling | changes))[0]["samples"]
+
+    return run
+
+
+def custom(inputs: dict[str, Any], sampler: Any, sigmas: Tensor, **changes: Any) -> Tensor:
+    """Core's SamplerCustom."""
+    settings = {"add_noise": True, "noise_seed": 5, "cfg": 1.0}
+    given = inputs | settings | {"sampler": sampler, "sigmas": sigmas} | changes
+    return SamplerCustom.execute(**given)[0]["samples"]
+
+
+def plain_schedule(model: Any, sampler: str, sigmas: Tensor) -> Schedule:
+    """A schedule without extras, as its table would run elsewhere."""
+    sampling = model.get_model_object("model_sampling")
+    table = samplers.traceable(samplers.sampler_object(sampler), sampling).table(sigmas)
+    info = ScheduleInfo(
+        sampler, len(sigmas) - 1, table.model_calls, 1.0, 1.0, [3, SIZE, SIZE],
+        samplers.prediction_type(sampling), float(sampling.sigma_max), "", {}, "", {}, "", {},
+    )  # fmt: skip
+    return Schedule(sigmas, table, info, sampler)
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
+def test_a_table_without_extras_samples_as_the_core_sampler_does(
+    sampler: str, flow: bool, inputs: dict[str, Any], flow_model: Any
+) -> None:
+    model = flow_model(inputs["model"], 3.0) if flow else inputs["model"]
+    sigmas = samplers.scheduler_sigmas(model, "euler", "simple" if flow else "karras", 4, 1.0)
+    given = inputs | {"model": model}
+    core = custom(given, comfy.samplers.sampler_object(sampler), sigmas.clone())
+    table = custom(given, table_sampler(plain_schedule(model, sampler, sigmas)), sigmas.clone())
+    # uni_pc's own arithmetic in float32 is the roughest; in float64 all agree to 1e-12
+    assert float((table - core).abs().max()) <= 1e-3 * float(core.abs().max())
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_masks_guidance_and_batches_are_the_callers(sampler: str, inputs: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(7)
+    samples = 0.5 * torch.randn((2, 3, SIZE, SIZE), generator=generator)
+    mask = torch.zeros((1, SIZE, SIZE))
+    mask[:, :, : SIZE // 2] = 1.0
+    latent = {"samples": samples, "noise_mask": mask}
+    sigmas = samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 4, 1.0)
+    given = inputs | {"latent_image": latent, "cfg": 3.0}
+    core = custom(given, comfy.samplers.sampler_object(sampler), sigmas.clone())
+    schedule = plain_schedule(inputs["model"], sampler, sigmas)
+    table = custom(given, table_sampler(schedule), sigmas.clone())
+    torch.testing.assert_close(table, core, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(table[..., SIZE // 2 :], samples[..., SIZE // 2 :], atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "uni_pc"])
+def test_every_step_is_reported_once_as_core_does(sampler: str, inputs: dict[str, Any]) -> None:
+    model = inputs["model"]
+    sigmas = samplers.scheduler_sigmas(model, "euler", "karras", 4, 1.0)
+    reported: list[list[int]] = []
+    schedule = plain_schedule(model, sampler, sigmas)
+    for chosen in (comfy.samplers.sampler_object(sampler), table_sampler(schedule)):
+        seen: list[int] = []
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(inputs["positive"], inputs["negative"])
+        noise = torch.randn((1, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+        guider.sample(
+            noise, torch.zeros_like(noise), chosen, sigmas.clone(), seed=0, disable_pbar=True,
+            callback=lambda step, denoised, x, total, seen=seen: seen.append(step),
+        )  # fmt: skip
+        reported.append(seen)
+    assert reported[0] == reported[1]
+
+
+def test_decoupled_times_are_learned_saved_loaded_and_sampled(
+    train: Any, sample: Any, inputs: dict[str, Any], pack_nodes: dict[str, type]
+) -> None:
+    sigmas, sampler, schedule, _ = train()
+    assert schedule.info.extras == ["decoupled times"] and schedule.info.report["eval_sigmas"]
+    table = schedule.table
+    assert not torch.equal(table.state_sigmas, table.eval_sigmas)
+    assert float(table.eval_sigmas[0]) == pytest.approx(float(sigmas[0]))
+    loaded = pack_nodes["LD3LoadSchedule"].execute(name=f"{schedule.name}.safetensors")
+    assert torch.equal(loaded[2].table.eval_sigmas, table.eval_sigmas)
+    ours = sample(schedule)
+    assert torch.equal(ours, custom(inputs, sampler, sigmas))
+    assert torch.equal(ours, custom(inputs, loaded[1], loaded[0]))
+    steps_alone = custom(inputs, comfy.samplers.sampler_object("dpmpp_2m"), sigmas)
+    assert not torch.allclose(ours, steps_alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["fewer", "moved"])
+def test_a_sampler_with_extras_refuses_other_sigmas(
+    change: str, train: Any, inputs: dict[str, Any]
+) -> None:
+    sigmas, sampler, *_ = train()
+    other = sigmas[1:] if change == "fewer" else sigmas * torch.tensor([1, 0.9, 1, 1])
+    with pytest.raises(ValueError, match="decoupled times learned for the 3 steps.*LD3 KSampler"):
+        custom(inputs, sampler, other)
+
+
+def test_a_lower_denoise_leaves_extras_out_and_says_so(
+    train: Any, sample: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = train()[2]
+    with caplog.at_level(logging.WARNING):
+        result = sample(schedule, denoise=0.6)
+    assert "its decoupled times are left out" in caplog.text
+    plain = replace(schedule, info=replace(schedule.info, extras=[]))
+    plain = replace(plain, table=replace(plain.table, eval_sigmas=plain.table.state_sigmas))
+    assert torch.equal(result, sample(plain, denoise=0.6))
+
+
+def test_files_of_format_1_still_load(tmp_path: Any, inputs: dict[str, Any]) -> None:
+    sigmas = samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 4, 1.0)
+    path = save(plain_schedule(inputs["model"], "dpmpp_2m", sigmas), tmp_path, "old")
+    with safetensors.safe_open(path, framework="pt") as file:
+        info = json.loads(file.metadata()["ld3"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    del info["extras"]
+    info["format_version"] = 1
+    safetensors.torch.save_file(tensors, path, metadata={"ld3": json.dumps(info)})
+    loaded = load(path)
+    assert loaded.info.extras == [] and torch.equal(loaded.sigmas, sigmas)
+
+
+@pytest.mark.parametrize("optimizer", ["gradient (LD3 paper)", "gradient (Adam, thorough)"])
+def test_the_gradient_optimizers_learn_and_leave_the_model_alone(
+    optimizer: str, train: Any, inputs: dict[str, Any], pack: ModuleType
+) -> None:
+    euler = comfy.samplers.sampler_object("euler")
+    sigmas = samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 3, 1.0)
+    before = custom(inputs, euler, sigmas)
+    weights = {k: v.clone() for k, v in inputs["model"].model.state_dict().items()}
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        learned = train(optimizer=optimizer, name="gradient", soft_radius=0.5)
+    assert torch.equal(custom(inputs, euler, sigmas), before)
+    after = inputs["model"].model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in weights.items())
+    info = learned[2].info
+    assert info.method == "gradient" and info.settings["gradient"]["radius"] == 0.5
+    assert not sys.modules["comfy.model_management"].in_training
+    assert info.report["training_calls"] > 0
+
+
+def test_images_can_be_compared_instead_of_latents(train: Any, demo: tuple[Any, Any]) -> None:
+    learned = train(distance="pixel-l2", vae=demo[1], name="pixels")
+    assert learned[2].info.settings["distance"] == "pixel-l2"
+
+
+def test_a_missing_perceptual_network_is_named_before_any_work(
+    train: Any, demo: tuple[Any, Any], folders: Any
+) -> None:
+    files = set(folders.iterdir())
+    with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79.pth.*lpips"):
+        train(distance="lpips-alex", vae=demo[1], name="lpips")
+    assert set(folders.iterdir()) == files
