@@ -156,12 +156,12 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "iterations",
-                    default=12,
+                    default=10,
                     min=1,
                     max=200,
                     advanced=True,
                     tooltip="Improvement steps of the best start (two others get a third of them). "
-                    "More take proportionally longer; 12 is typical.",
+                    "More take proportionally longer; 10 is typical.",
                 ),
                 io.Int.Input(
                     "training_noises",

@@ -35,7 +35,7 @@ from .selection import Selection
 if TYPE_CHECKING:
     from .loop import TrainingSettings
 
-RELATIVE_STEP = 1e-5  # of a noise level, for the table's central differences in float64
+RELATIVE_STEP = 1e-4  # of a level's smaller gap, for the table's central differences in float64
 CALLS_A_GRADIENT = 4  # a network call, its repetition, and a backward pass that counts as two
 
 
@@ -122,7 +122,7 @@ class _Table(torch.autograd.Function):
         (sigmas,) = ctx.saved_tensors
         found = torch.zeros_like(sigmas)
         for k in range(1, len(sigmas) - 1):
-            h = RELATIVE_STEP * float(sigmas[k])
+            h = RELATIVE_STEP * float(-sigmas[k - 1 : k + 2].diff().max())
             above, below = (_table_at(ctx.sampler, sigmas, k, step) for step in (h, -h))
             found[k] = (
                 (to_weights * (above.weights - below.weights)).sum()

@@ -13,6 +13,7 @@ has; the real model then chooses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -71,8 +72,9 @@ class TrajectorySurrogate:
         return output + slope * (x - state)
 
     def error(self, table: SolverTable) -> float:
-        """Mean RMSE to the teacher of the student `table`, on the surrogate."""
-        return float(rmse(rollout(table, self, [self.start])[0] - self.target).mean())
+        """Mean RMSE to the teacher of the student `table`, on the surrogate; infinite for NaN."""
+        value = float(rmse(rollout(table, self, [self.start])[0] - self.target).mean())
+        return value if math.isfinite(value) else math.inf
 
 
 def surrogate_starts(

@@ -21,13 +21,21 @@ from .gauss_newton import GaussNewton, GaussNewtonSettings
 from .gradient import GradientSettings, descend_by_gradient
 from .initial import few_elements
 from .report import Progress, Report, Watcher
-from .screening import CANDIDATES, SCREENING_NOISES, STARTS, Start, screened_starts
+from .screening import (
+    CANDIDATES,
+    SCREENING_NOISES,
+    STANDARD,
+    STARTS,
+    Start,
+    screened_starts,
+)
 from .selection import Selection, errors
 
 logger = logging.getLogger(__name__)
 
 EXTRAS_LARGEST_STEP = 0.3  # steps have converged by then
 EXTRAS_SMALLEST_STEP = 0.03
+ITERATIONS_A_VALIDATION = 3  # validation noises are many; iterations in a row are alike
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class TrainingSettings:
         training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
             the second chooses the schedule, the third is only reported.
         iterations: Gauss-Newton iterations of the best start (the others get a third of them);
-            decoupled times take twice as many more.
+            decoupled times take a third more again.
         distance: one of `ld3.metrics.DISTANCES`.
         batch_size: samples a network call.
         seed: of noises' order and of the search for starts.
@@ -52,7 +60,7 @@ class TrainingSettings:
     training_noises: int = 32
     validation_noises: int = 16
     test_noises: int = 64
-    iterations: int = 12
+    iterations: int = 10
     distance: str = "pseudo-huber"
     batch_size: int = 4
     seed: int = 0
@@ -63,6 +71,11 @@ class TrainingSettings:
     def noises(self) -> int:
         """How many noises the three sets need together."""
         return self.training_noises + self.validation_noises + self.test_noises
+
+    @property
+    def decoupled_iterations(self) -> int:
+        """Gauss-Newton iterations after those of the steps alone."""
+        return self.iterations + self.iterations // 3
 
 
 class Learned(NamedTuple):
@@ -228,18 +241,21 @@ class ScheduleTraining:
         """Descend from all starts for a third of the iterations, go on with the best."""
         s = self.settings
         descents = [
-            (name, GaussNewton(self.student, self.student.start(u), s.iterations, s.gauss_newton))
-            for _, name, u in starts
+            GaussNewton(self.student, self.student.start(u), s.iterations, s.gauss_newton)
+            for _, _, u in starts
         ]
-        reached: dict[str, float] = {name: error for error, name, _ in starts}
+        names = [name for _, name, _ in starts]
         heat = max(1, s.iterations // 3)
-        for iteration in range(s.iterations):
-            if iteration == heat:
-                descents = [min(descents, key=lambda d: reached[d[0]])]
-            for name, descent in descents:
-                error = self._iterate(descent, name, training, selection, order)
-                reached[name] = min(reached[name], error)
-                self._tell(f"learning: iteration {iteration + 1} of {s.iterations}")
+        for iteration in range(heat):
+            for descent in descents:
+                self._iterate(descent, training, selection, order)
+            self._tell(f"learning: iteration {iteration + 1} of {s.iterations}")
+        reached = [
+            selection.offer(name, self.student, descent.theta)
+            for name, descent in zip(names, descents, strict=True)
+        ]
+        best = reached.index(min(reached))
+        self._descend(descents[best], names[best], training, selection, order)
 
     def _decouple(self, training: Pairs, selection: Selection, order: torch.Generator) -> None:
         """Learn decoupled times together with the steps, from the best steps on."""
@@ -254,23 +270,31 @@ class ScheduleTraining:
             largest_step=EXTRAS_LARGEST_STEP,
             smallest_step=EXTRAS_SMALLEST_STEP,
         )
-        descent = GaussNewton(student, theta, 2 * s.iterations, constants)
-        for iteration in range(2 * s.iterations):
-            self._iterate(descent, "decoupled times", training, selection, order)
-            self._tell(f"learning decoupled times: iteration {iteration + 1} of {2 * s.iterations}")
+        descent = GaussNewton(student, theta, s.decoupled_iterations, constants)
+        self._descend(descent, "decoupled times", training, selection, order)
 
-    def _iterate(
+    def _descend(
         self,
         descent: GaussNewton,
         name: str,
         training: Pairs,
         selection: Selection,
         order: torch.Generator,
-    ) -> float:
+    ) -> None:
+        """All iterations that are left; every third result, and the last, may be the best."""
+        what = " decoupled times" if descent.student.decoupled else ""
+        while descent.done < descent.iterations:
+            self._iterate(descent, training, selection, order)
+            if (descent.iterations - descent.done) % ITERATIONS_A_VALIDATION == 0:
+                selection.offer(name, descent.student, descent.theta)
+            self._tell(f"learning{what}: iteration {descent.done} of {descent.iterations}")
+
+    def _iterate(
+        self, descent: GaussNewton, training: Pairs, selection: Selection, order: torch.Generator
+    ) -> None:
         s = self.settings
         chosen = torch.randperm(len(training), generator=order)[: s.gauss_newton.noises]
-        theta = descent.step(training[chosen], selection.distance, s.batch_size)
-        return selection.offer(name, descent.student, theta)
+        descent.step(training[chosen], selection.distance, s.batch_size)
 
     def _gradient(
         self,
@@ -335,15 +359,18 @@ class ScheduleTraining:
         if s.gradient:
             learning = s.gradient.planned_calls(s, calls, validation)
         else:
-            iterations = s.iterations + (STARTS - 1) * max(1, s.iterations // 3)
+            heat = max(1, s.iterations // 3)
             steps = s.gauss_newton.noises * calls * (s.steps + 1) // 2
-            learning = iterations * (steps + validation)
+            left = s.iterations - heat
+            learning = (STARTS * heat + left) * steps
+            learning += validation * (STARTS + math.ceil(left / ITERATIONS_A_VALIDATION))
             if s.decoupled:
                 times = s.gauss_newton.noises * calls * (calls - 1) // 2
-                learning += 2 * s.iterations * (steps + times + validation)
+                learning += s.decoupled_iterations * (steps + times)
+                learning += validation * math.ceil(s.decoupled_iterations / ITERATIONS_A_VALIDATION)
         return (
             s.noises * self.teacher.table.model_calls
-            + calls * SCREENING_NOISES * (competitors + CANDIDATES)
+            + calls * SCREENING_NOISES * (min(competitors, STANDARD) + CANDIDATES)
             + validation * (STARTS + 2)
             + learning
             + s.test_noises * calls * (competitors + 3)

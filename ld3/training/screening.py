@@ -14,7 +14,8 @@ from .selection import Selection
 
 STARTS = 3  # schedules that get a descent of their own: basins differ more than optimisers do
 TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
-CANDIDATES = 12  # schedules found on them that the real model screens
+STANDARD = 4  # standard schedules, the best on those, that the real model screens
+CANDIDATES = 6  # schedules found on them that the real model screens
 DIFFERENT = 0.3  # in u: starts nearer to each other share a basin
 SCREENING_NOISES = 16  # of the validation noises; they rank starts and standard schedules
 
@@ -37,9 +38,12 @@ def screened_starts(
         teacher: sampled on a few of the training noises.
     """
     few, report = selection.validation[:SCREENING_NOISES], selection.report
+    surrogate = trajectory_surrogate(student, teacher, training, selection.batch_size)
     scored: list[Start] = []
-    for name, plan in baselines.items():
+    likely = sorted(baselines, key=lambda name: surrogate.error(baselines[name].table))
+    for name in likely[:STANDARD]:
         selection.tell(f"screening: {name}")
+        plan = baselines[name]
         error = selection.error(plan, few)
         report.baselines[name]["screening_error"] = error
         if len(plan.sigmas) == student.steps + 1 and plan.table.model_calls == student.calls:
@@ -47,7 +51,6 @@ def screened_starts(
     best = report.best_baseline("screening_error")
     if best is not None:
         report.baselines[best]["validation_error"] = selection.error(baselines[best])
-    surrogate = trajectory_surrogate(student, teacher, training, selection.batch_size)
     found = surrogate_starts(
         surrogate,
         student.sampler.table,
@@ -58,9 +61,8 @@ def screened_starts(
     )
     for i, u in enumerate(found[:CANDIDATES]):
         selection.tell("screening: starts from the teacher's trajectory")
-        scored.append(
-            (selection.error(student.plan(student.start(u)), few), f"trajectory {i + 1}", u)
-        )
+        error = selection.error(student.plan(student.start(u)), few)
+        scored.append((error, f"trajectory {i + 1}", u))
     kept: list[Start] = []
     for candidate in sorted(scored, key=lambda c: c[0]):
         if all(float((candidate[2] - k[2]).abs().max()) > DIFFERENT for k in kept):
