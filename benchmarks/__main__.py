@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts import comfyui_import
 
-NAMES = ("demo", "search", "descent", "teachers", "memory")
+NAMES = ("demo", "search", "descent", "teachers", "learning", "memory")
 
 
 def main() -> None:

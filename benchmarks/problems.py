@@ -43,6 +43,15 @@ def mixture_denoiser(means: Tensor, stds: Tensor, log_weights: Tensor, flow: boo
     return denoise
 
 
+def mixture_moments(means: Tensor, stds: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of the mixture of `mixture_denoiser`, float64."""
+    mu, variance, share = means.double(), stds.double() ** 2, log_weights.double().softmax(0)
+    mean = share @ mu
+    centred = mu - mean
+    spread = (share * variance).sum() * torch.eye(mu.shape[1], dtype=torch.float64)
+    return mean, (share[:, None] * centred).T @ centred + spread
+
+
 def digits_data() -> Tensor:
     """scikit-learn's 1797 8x8 digits, (1797, 1, 8, 8) float32 in [-1, 1]."""
     from sklearn.datasets import load_digits
@@ -52,20 +61,19 @@ def digits_data() -> Tensor:
 
 def digits(std: float = 0.15) -> Model:
     """Kernel density of the digits, sigma in [0.03, 80]."""
-    data = digits_data().flatten(1)
-    count = len(data)
-    denoise = mixture_denoiser(data, torch.full((count,), std), torch.zeros(count))
+    denoise = mixture_denoiser(*digits_components(std))
     return Model(denoise, LOG_SIGMA, sigma_min=0.03, sigma_max=80.0)
+
+
+def digits_components(std: float = 0.15) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, stds and log weights of the digits' kernel density."""
+    data = digits_data().flatten(1)
+    return data, torch.full((len(data),), std), torch.zeros(len(data))
 
 
 def gmm16(flow: bool = False) -> Model:
     """A heavy-tailed mixture of 40 components in 16 dimensions, shape (16,)."""
-    generator = torch.Generator().manual_seed(16)
-    means = torch.randn(40, 16, generator=generator)
-    means *= torch.exp(0.6 * torch.randn(40, 1, generator=generator))
-    stds = 0.1 * torch.exp(0.7 * torch.randn(40, generator=generator))
-    log_weights = torch.randn(40, generator=generator).log_softmax(0)
-    denoise = mixture_denoiser(means, stds, log_weights, flow)
+    denoise = mixture_denoiser(*gmm16_components(), flow)
     if flow:
         return Model(
             denoise,
@@ -75,6 +83,15 @@ def gmm16(flow: bool = False) -> Model:
             scale_noise=lambda noise, latent, sigma: sigma * noise + (1 - sigma) * latent,
         )
     return Model(denoise, LOG_SIGMA, sigma_min=0.03, sigma_max=80.0)
+
+
+def gmm16_components() -> tuple[Tensor, Tensor, Tensor]:
+    """Its means, stds and log weights."""
+    generator = torch.Generator().manual_seed(16)
+    means = torch.randn(40, 16, generator=generator)
+    means *= torch.exp(0.6 * torch.randn(40, 1, generator=generator))
+    stds = 0.1 * torch.exp(0.7 * torch.randn(40, generator=generator))
+    return means, stds, torch.randn(40, generator=generator).log_softmax(0)
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:

@@ -1,0 +1,117 @@
+"""The benchmark `learning`: its rows, its measures and what it concludes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import learning, methods, plots, problems, subjects
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def few_noises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Subjects that are measured on few noises; what they keep is not for other tests."""
+    monkeypatch.setattr(subjects.Subject, "heldout_noises", 16)
+    monkeypatch.setattr(subjects.Subject, "frechet_noises", 32)
+    monkeypatch.setattr(methods, "NOISES", 8)
+    monkeypatch.setattr(methods, "GITS_NOISES", 8)
+    subjects.load.cache_clear()
+    yield
+    subjects.load.cache_clear()
+
+
+def synthetic(method: str, error: float, calls: int, seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {
+        "model": "digits",
+        "sampler": "ipndm",
+        "steps": 4,
+        "method": method,
+        "seed": seed,
+        "heldout_error": error,
+        "frechet": error,
+        "frechet_samples": 16,
+        "model_calls": calls,
+        "teacher_calls": 0,
+        "sample_calls": 4,
+    } | more
+
+
+def test_every_cell_is_named_once_and_every_method_is_there() -> None:
+    cells = list(learning.cells())
+    keys = [tuple(cell[name] for name in learning.KEYS) for cell in cells]
+    assert len(keys) == len(set(keys))
+    assert {cell["method"] for cell in cells if ":" not in cell["method"]} == {
+        "teacher", "ays", "gits", "dmn", "gits-dp", "ld3-official", *learning.OURS,
+    }  # fmt: skip
+    for model in learning.SAMPLERS:
+        of_model = [cell for cell in cells if cell["model"] == model]
+        groups = {(cell["sampler"], cell["steps"]) for cell in of_model}
+        teachers = [cell for cell in of_model if cell["method"] == "teacher"]
+        assert {(cell["sampler"], cell["steps"]) for cell in teachers} == groups
+    tables = [cell for cell in cells if cell["method"] in ("ays", "gits")]
+    assert {cell["model"] for cell in tables} == {"demo"}
+
+
+@pytest.mark.parametrize("model", ["digits", "gmm16"])
+def test_moments_of_a_mixture_are_those_of_its_samples(model: str) -> None:
+    means, stds, log_weights = getattr(problems, f"{model}_components")()
+    mean, covariance = problems.mixture_moments(means, stds, log_weights)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.multinomial(log_weights.exp(), 200_000, replacement=True, generator=generator)
+    noise = torch.randn(len(chosen), means.shape[1], generator=generator)
+    samples = (means[chosen] + stds[chosen, None] * noise).double()
+    assert torch.allclose(samples.mean(0), mean, atol=0.02)
+    scale = float(covariance.diagonal().mean())
+    assert torch.allclose(samples.T.cov(), covariance, atol=0.03 * scale)
+
+
+@pytest.mark.parametrize(
+    "method", ["teacher", "scheduler:karras", "dmn", "gits-dp", "gauss-newton+decoupled"]
+)
+def test_a_row_has_the_keys_and_counts_calls(method: str, few_noises: None) -> None:
+    row = learning.row("gmm16", "dpmpp_2m", 4, method, 0)
+    assert set(learning.KEYS) | set(learning.COLUMNS) <= set(row)
+    assert row["heldout_error"] > 0 and row["frechet"] > 0
+    if method == "gauss-newton+decoupled":
+        assert row["model_calls"] > 0 and row["teacher_calls"] == 16 * 20
+        assert len(row["eval_sigmas"]) == 4
+    elif method == "gits-dp":
+        assert (row["model_calls"], row["teacher_calls"]) == (0, 8 * 20)
+    else:
+        assert (row["model_calls"], row["teacher_calls"]) == (0, 0)
+    assert row["sample_calls"] == (20 if method == "teacher" else 4)
+
+
+def test_summary_compares_means_of_seeds_and_says_what_is_reached() -> None:
+    rows = [
+        synthetic("ld3-official", 0.2, 9000),
+        synthetic("ld3-official", 0.4, 9000, seed=1),
+        synthetic("gauss-newton+decoupled", 0.1, 1000),
+        synthetic("gauss-newton+decoupled", 0.2, 1000, seed=1),
+        synthetic("gauss-newton", 0.3, 600),
+        synthetic("scheduler:karras", 1.05, 0),
+        synthetic("teacher", 0.05, 0),
+    ]
+    text = learning.summary(rows)
+    assert "error 0.500, calls 0.111 = 1/9.0, better in 1 (aim: error <= 0.6" in text
+    assert text.count("reached") == 1 and text.count("MISSED") == 1
+    assert "gauss-newton+decoupled: 0.1000, factor 10.00" in text
+
+
+def test_points_of_the_picture_are_relative_to_karras() -> None:
+    rows = [
+        synthetic("scheduler:karras", 0.4, 0),
+        synthetic("scheduler:beta", 0.3, 0),
+        synthetic("scheduler:simple", 0.1, 0, sample_calls=5),
+        synthetic("gauss-newton", 0.1, 500),
+        synthetic("gauss-newton", 0.3, 700, seed=1),
+    ]
+    points = plots.method_points(rows)
+    assert points["gauss-newton"] == pytest.approx((600, 0.5))
+    assert points["scheduler:best"][1] == pytest.approx(0.75)
+    assert plots.error_against_calls(rows).axes
