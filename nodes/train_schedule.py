@@ -160,8 +160,9 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=200,
                     advanced=True,
-                    tooltip="Improvement steps of the best start (two others get a third of them). "
-                    "More take proportionally longer; 10 is typical.",
+                    tooltip="Improvement steps of the best start (two others get a third of them); "
+                    "with gradient (Adam), passes over the training noises. More take "
+                    "proportionally longer; 10 is typical.",
                 ),
                 io.Int.Input(
                     "training_noises",

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from torch import Tensor
 
@@ -227,6 +229,40 @@ def test_the_gradient_optimizers_learn_and_leave_the_model_alone(
 def test_images_can_be_compared_instead_of_latents(train: Any, demo: tuple[Any, Any]) -> None:
     learned = train(distance="pixel-l2", vae=demo[1], name="pixels")
     assert learned[2].info.settings["distance"] == "pixel-l2"
+
+
+@pytest.fixture
+def random_squeezenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SEEDED RANDOM backbone where a user puts the real one: it runs everything, sees nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "squeezenet1_1-b8a52dc0.safetensors")
+    known = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(known, "lpips", ([str(tmp_path)], {".pth", ".safetensors"}))
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["gauss-newton (fast, no autograd)", "gradient (Adam, thorough)"]
+)
+def test_both_optimizers_learn_by_lpips(
+    optimizer: str, train: Any, demo: tuple[Any, Any], random_squeezenet: None
+) -> None:
+    latent = {"samples": torch.zeros((1, 3, 24, 24)), "downscale_ratio_spacial": 1}
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        info = train(
+            distance="lpips-squeeze", vae=demo[1], name="lpips", latent_image=latent,
+            optimizer=optimizer, steps=2, iterations=1,
+        )[2].info  # fmt: skip
+    assert info.settings["distance"] == "lpips-squeeze"
+    assert all(entry["error"] > 0 for entry in info.report["history"])
+
+
+def test_images_too_small_for_the_network_are_refused_before_any_work(
+    train: Any, demo: tuple[Any, Any], random_squeezenet: None
+) -> None:
+    with pytest.raises(ValueError, match="LD3 Train Schedule: .*8.*17"):
+        train(distance="lpips-squeeze", vae=demo[1], name="small")
 
 
 def test_a_missing_perceptual_network_is_named_before_any_work(

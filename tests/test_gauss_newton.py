@@ -248,3 +248,30 @@ def test_decoupled_times_cost_the_calls_after_them_only() -> None:
     theta = learned.start(torch.tensor([2.0, 0.5, -1.5], dtype=torch.float64))
     normal_equations(learned, theta, [3, 4, 5], pairs(3), Distance(), 3, 0.05)
     assert model.calls == 3 * (4 + 3 + 2 + 1)
+
+
+def test_images_are_compared_by_the_normal_equations_of_their_features() -> None:
+    model, batch = mixture(), pairs(5, dtype=torch.float64)
+    parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
+    learned, seen = student(model, parameters, 3), []
+    u = torch.tensor([1.5, 0.0], dtype=torch.float64)
+
+    def features(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return torch.cat([torch.tanh(x), 0.3 * x**2], 1)
+
+    distance = Distance("lpips-alex", 1.0, features)
+    a, g = normal_equations(learned, u, [0, 1], batch, distance, 4, difference=2e-3)
+    assert set(seen) == {1}  # a network's features of a whole batch would not fit
+
+    leaf = u.clone().requires_grad_()
+    weights, levels = differentiable_table(learned, leaf)
+    made = differentiable_rollout(weights, levels, model.denoise, 20 * batch.noise)
+    residual = features(made) - features(batch.target)
+    rows = [torch.autograd.grad(r, leaf, retain_graph=True)[0] for r in residual.flatten()]
+    jacobian, residual = torch.stack(rows).reshape(5, 8, 2), residual.detach()
+    exact_a = torch.einsum("bdk,bdl->kl", jacobian, jacobian) / residual.numel()
+    exact_g = torch.einsum("bdk,bd->k", jacobian, residual) / residual.numel()
+    scale, size = a.diagonal().sqrt(), residual.square().mean().sqrt()
+    assert ((a - exact_a).abs() <= 1e-2 * scale[:, None] * scale).all()
+    assert ((g - exact_g).abs() <= 1e-2 * scale * size).all()

@@ -105,7 +105,11 @@ class TrainingRequest:
     def gradient(self) -> GradientSettings | None:
         """The constants of the gradient optimiser; None for Gauss-Newton."""
         preset = OPTIMIZERS[self.optimizer]
-        if preset is None or self.soft_radius == PUBLISHED_RADIUS:
+        if preset is None:
+            return None
+        if preset.adam:
+            preset = preset.with_rounds(self.iterations)
+        if self.soft_radius == PUBLISHED_RADIUS:
             return preset
         return replace(preset, radius=self.soft_radius)
 
