@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts import comfyui_import
 
-NAMES = ("demo", "search", "descent", "teachers", "learning", "memory")
+NAMES = ("demo", "search", "descent", "teachers", "learning", "memory", "theory", "ablation")
 
 
 def main() -> None:

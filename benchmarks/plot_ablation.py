@@ -1,0 +1,80 @@
+"""The picture of the benchmark `ablation`."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from matplotlib.figure import Figure
+
+PANELS = {
+    "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
+    "noises": "training noises, Gauss-Newton (+d: and decoupled times)",
+    "teacher steps": "steps of the teacher, for a student of n",
+    "distance": "distance, Gauss-Newton",
+    "extras": "optimiser and decoupled times",
+}
+UNORDERED = ("distance", "extras")
+
+
+def plot(rows: list[dict[str, Any]]) -> Figure:
+    """A panel an ablation: error over the best of nine schedulers, by setting.
+
+    Points are means over seeds, bars reach from the least to the largest.
+    """
+    yardstick = {
+        _problem(row): row["heldout_error"] for row in rows if row["setting"] == "scheduler:best"
+    }
+    colours = {problem: f"C{i}" for i, problem in enumerate(yardstick)}
+    figure = Figure(figsize=(15, 8.5), dpi=100, layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    for axis, (ablation, title) in zip(axes, PANELS.items(), strict=False):
+        part = [row for row in rows if row["ablation"] == ablation]
+        settings = list(dict.fromkeys(row["setting"] for row in part))
+        problems = [p for p in yardstick if any(_problem(row) == p for row in part)]
+        for i, problem in enumerate(problems):
+            own = [row for row in part if _problem(row) == problem]
+            shift = 0.08 * (i - (len(problems) - 1) / 2)
+            style = {"color": colours[problem], "ls": "none" if ablation in UNORDERED else "-"}
+            _points(axis, own, settings, yardstick[problem], shift, style)
+        labels = [setting.replace("+decoupled", "\n+decoupled") for setting in settings]
+        axis.set_xticks(range(len(settings)), labels, fontsize=9)
+        axis.axhline(1, color="0.3", lw=1)
+        axis.set(title=title, ylabel="held-out error / best of nine", ylim=(0, None))
+        axis.grid(alpha=0.25)
+    for problem, colour in colours.items():
+        axes[-1].plot([], [], marker="o", color=colour, label=problem)
+    axes[-1].legend(frameon=False, loc="center")
+    axes[-1].set_axis_off()
+    return figure
+
+
+def _problem(row: dict[str, Any]) -> str:
+    guidance = "" if row["model"] != "demo" else f", cfg {row['cfg']:g}"
+    return f"{row['model']}, {row['sampler']}, {row['steps']} steps{guidance}"
+
+
+def _points(
+    axis: Any,
+    rows: list[dict[str, Any]],
+    settings: list[str],
+    best: float,
+    shift: float,
+    style: dict[str, Any],
+) -> None:
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        place = settings.index(row["setting"])
+        found.setdefault(place, []).append(row["heldout_error"] / best)
+    # only numbers of one kind are joined by a line
+    for _, group in groupby(sorted(found), lambda place: _kind(settings[place])):
+        places = list(group)
+        mean = [sum(found[place]) / len(found[place]) for place in places]
+        below = [m - min(found[place]) for m, place in zip(mean, places, strict=True)]
+        above = [max(found[place]) - m for m, place in zip(mean, places, strict=True)]
+        shifted = [place + shift for place in places]
+        axis.errorbar(shifted, mean, [below, above], marker="o", ms=4, capsize=2, **style)
+
+
+def _kind(setting: str) -> str:
+    return "+d" if setting.endswith("+d") else setting if setting == "paper" else ""
