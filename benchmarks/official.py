@@ -14,7 +14,7 @@ as published, because they are choices of method:
   without a step of the schedule; the rate of x' halves after a round that moved none of those;
 - all validation pairs after every update; after five without progress the best state so far (x'
   included) is restored and the rates fall by a fifth, except the first time; every round starts
-  from the best state, and that is the result;
+  from the best schedule, and that is the result;
 - a solver that predicts noise (euler, ipndm) uses the noise found at the decoupled time, one that
   predicts data (dpmpp_2m, uni_pc) the data found there; variance-preserving models see their scaled
   input unchanged.
@@ -68,6 +68,7 @@ class OfficialSettings:
     radius: float = 0.001
     patience: int = 5
     slower: float = 0.8
+    least_rates: tuple[float, float] = (5e-5, 1e-6)
     bound_from_logits: bool = False
 
 
@@ -204,12 +205,14 @@ class OfficialTraining:
             self.best_loss, self.best, self.waited = loss, self.state.copy(), 0
             return
         self.waited += 1
-        if self.waited < self.settings.patience:
+        s = self.settings
+        if self.waited < s.patience:
             return
         self._restore(noises=True)
         if self.restored_once:
-            for optimizer in self.optimizers:
-                optimizer.param_groups[0]["lr"] *= self.settings.slower
+            for optimizer, least in zip(self.optimizers, s.least_rates, strict=False):
+                group = optimizer.param_groups[0]
+                group["lr"] = max(s.slower * group["lr"], least)
             return
         # the code goes over from one validation batch to all of them here, and validates again
         self.restored_once = True
