@@ -73,20 +73,21 @@ def _convergence(axis: Any, rows: Rows) -> None:
 
 
 def _bound(axis: Any, rows: Rows) -> None:
+    lines = {"bound": ("--", "Theorem 1 at r"), "kl": ("-", "KL"), "soft_loss": (":", "soft loss")}
     for model, colour in (("mixture-1d", "tab:blue"), ("mixture-2d", "tab:red")):
         part = chosen(rows, model=model)
-        for quantity, line, label in (
-            ("bound", "--", "Theorem 1 at r"),
-            ("kl", "-", "KL"),
-            ("soft_loss", ":", "soft loss that remains"),
-        ):
+        for quantity, (line, _) in lines.items():
             points = by(chosen(part, quantity=quantity), "radius")
-            style = {"ls": line, "color": colour, "marker": ".", "label": f"{label}, {model}"}
-            _curve(axis, points, **style)
+            _curve(axis, points, ls=line, color=colour, marker=".")
+        axis.plot([], [], color=colour, label=model)
+    for line, label in lines.values():
+        axis.plot([], [], ls=line, color="k", label=label)
     axis.set_xscale("symlog", linthresh=0.01, linscale=0.5)
     axis.set_yscale("symlog", linthresh=1e-3, linscale=0.3)
-    axis.set_ylim(0, 60)  # room for the legend
-    axis.set(xlabel="radius r", title="KL(teacher || student) and its bound (nats)")
+    axis.set_ylim(0, 20)  # room for the legend
+    axis.set(
+        xlabel="radius r learned with", title="KL(teacher || student), its bound, and the loss"
+    )
     axis.legend(fontsize=9, frameon=False, loc="upper left", ncols=2)
 
 
