@@ -6,7 +6,7 @@ the demo model, methods that differentiate the network have one seed):
 
 - `scheduler:<name>`: ComfyUI's nine; `scheduler:karras` is the default. `ays`, `gits`: the tables
   in core, on the demo model only, since they begin at Stable Diffusion's sigma of 14.6.
-- `dmn`, `gits-dp`: `ld3-official`: see `benchmarks.baselines` and `benchmarks.official`.
+- `dmn`, `gits-dp`: `benchmarks.baselines`; `ld3-official`: `benchmarks.official`.
 - `gradient`, `gauss-newton`, each also `+decoupled`: this pack, 32 training and 32 validation
   noises.
 - `teacher`: dpmpp_2m with 20 karras steps, from which all methods learn.
@@ -61,11 +61,7 @@ SAMPLERS = {
 }
 STEPS = {"digits": (4, 6, 8), "gmm16": (4, 6, 8), "demo": (4, 6)}
 SEEDS = (0, 1, 2)
-DEMO_ONCE = (
-    "ld3-official",
-    "gradient",
-    "gradient+decoupled",
-)  # many calls
+DEMO_ONCE = ("ld3-official", "gradient", "gradient+decoupled")  # many calls
 
 
 def cells() -> Iterator[dict[str, Any]]:
