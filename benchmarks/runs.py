@@ -16,7 +16,7 @@ from ld3.solver import Plan
 from ld3.student import Student
 from ld3.teacher import Pairs, student_samples
 from ld3.training.gauss_newton import GaussNewton
-from ld3.training.gradient import ADAM, GradientDescent, _cosine
+from ld3.training.gradient import ADAM, GradientDescent
 from ld3.training.loop import Learned, ScheduleTraining, TrainingSettings
 
 from .problems import uniform_log_snr
@@ -86,8 +86,6 @@ def descend(
                 if done % math.ceil(NOISES / ADAM.batch) == 0:
                     batches = torch.randperm(NOISES, generator=order).split(ADAM.batch)
                 descent.update(batches[done % len(batches)], distance)
-                planned = descent.updates
-                descent.slow_down(_cosine(done + 1, planned) / _cosine(done, planned))
             done += 1
         moved = pairs
         if isinstance(descent, GradientDescent):

@@ -66,20 +66,24 @@ def normal_equations(
     g = torch.zeros(len(free), dtype=torch.float64)
     plan = student.plan(theta)
     moves = [student.probed(theta, k, difference) for k in free]
+    shared = [plan.table.first_change(other.table) + 1 for _, other in moves]
+    # the last to change first, so that outputs can go as soon as no other probe shares them
+    late_first = sorted(range(len(free)), key=lambda k: -shared[k])
     for batch in pairs.batches(batch_size, model.device):
         result, history = student_samples(model, plan, batch)
-        moved = []
-        for _, other in moves:
-            shared = history[: plan.table.first_change(other.table) + 1]
+        changes = {}
+        for k in late_first:
+            del history[shared[k] :]
+            other = moves[k][1]
             model.begin_rollout(other.sigmas)
-            moved.append(rollout(other.table, model, shared)[0])
-        steps = [h for h, _ in moves]
+            # rounded to 3 digits, which averages out over elements, and half the memory
+            changes[k] = (rollout(other.table, model, history)[0] - result).bfloat16()
         for part in distance.parts(len(result)):
             here = distance.features(result[part])
             residual = (here - distance.features(batch.target[part])).flatten(1)
             columns = [
-                (distance.features(x[part]) - here).flatten(1) / h
-                for h, x in zip(steps, moved, strict=True)
+                (distance.features(result[part] + changes[k][part]) - here).flatten(1) / h
+                for k, (h, _) in enumerate(moves)
             ]
             jacobian = torch.stack(columns, 1).float()
             weighted = distance.weights(residual).unsqueeze(1) * jacobian

@@ -211,7 +211,7 @@ class GradientDescent:
         self.radius = published if settings.radius is None else settings.radius
         self.noise = pairs.noise.clone()
         self.optimizers = self._optimizers()
-        self.updates, self.decay = updates, 1.0
+        self.updates, self.done, self.decay = updates, 0, 1.0
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         s = self.settings
@@ -258,6 +258,13 @@ class GradientDescent:
                 optimizer.step()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        self.done += 1
+        if self.settings.adam:
+            self.slow_down(self._cosine(self.done) / self._cosine(self.done - 1))
+
+    def _cosine(self, done: int) -> float:
+        """Falls from 1 to 0.02 over the planned updates."""
+        return 0.02 + 0.49 * (1 + math.cos(math.pi * min(done / self.updates, 1.0)))
 
     def _sigmas(self) -> Tensor:
         return self.student.levels.sigmas(self.steps.u(self.z.detach()))
@@ -327,17 +334,12 @@ def descend_by_gradient(
     soft = 1 if descent.radius > 0 else 0
     update_calls = settings.batch * student.calls * (CALLS_A_GRADIENT + soft)
     every = settings.updates_a_validation(update_calls, len(selection.validation) * student.calls)
-    done, waited = 0, 0
+    waited = 0
     for _ in range(rounds):
         for chosen in torch.randperm(len(training), generator=order).split(settings.batch):
             descent.update(chosen, selection.distance)
-            done += 1
-            selection.tell(f"learning by gradient: update {done} of {descent.updates}")
-            if settings.adam:
-                descent.slow_down(
-                    _cosine(done, descent.updates) / _cosine(done - 1, descent.updates)
-                )
-            if done % every and done != descent.updates:
+            selection.tell(f"learning by gradient: update {descent.done} of {descent.updates}")
+            if descent.done % every and descent.done != descent.updates:
                 continue
             before = selection.best_error
             selection.offer(name, student, descent.theta().detach())
@@ -345,8 +347,3 @@ def descend_by_gradient(
             if waited >= settings.patience and not settings.adam:
                 descent.slow_down(0.8)
                 waited = 0
-
-
-def _cosine(done: int, planned: int) -> float:
-    """Falls from 1 to 0.02."""
-    return 0.02 + 0.49 * (1 + math.cos(math.pi * done / planned))
