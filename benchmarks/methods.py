@@ -12,7 +12,8 @@ from ld3.parameters import check_sigmas
 from ld3.solver import Plan
 from ld3.teacher import Pairs, student_samples
 from ld3.training.gradient import ADAM
-from ld3.training.loop import ScheduleTraining, TrainingSettings
+from ld3.training.loop import ScheduleTraining
+from ld3.training.settings import TrainingSettings
 
 from . import baselines
 from .official import NOISE_PREDICTING, OfficialSettings, OfficialTraining

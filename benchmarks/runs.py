@@ -17,7 +17,8 @@ from ld3.student import Student
 from ld3.teacher import Pairs, student_samples
 from ld3.training.gauss_newton import GaussNewton
 from ld3.training.gradient import ADAM, GradientDescent
-from ld3.training.loop import Learned, ScheduleTraining, TrainingSettings
+from ld3.training.loop import Learned, ScheduleTraining
+from ld3.training.settings import TrainingSettings
 
 from .problems import uniform_log_snr
 from .subjects import TRAINING_SEED, Stage, Subject

@@ -4,6 +4,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from ..ld3.comfy import folders
 from .demo import LD3DemoModel, LD3DemoPrompt
+from .distill_solver import LD3DistillSolver
 from .ksampler import LD3KSampler
 from .load_schedule import LD3LoadSchedule
 from .train_schedule import LD3TrainSchedule
@@ -16,4 +17,11 @@ class LD3Extension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LD3TrainSchedule, LD3LoadSchedule, LD3KSampler, LD3DemoModel, LD3DemoPrompt]
+        return [
+            LD3TrainSchedule,
+            LD3LoadSchedule,
+            LD3KSampler,
+            LD3DistillSolver,
+            LD3DemoModel,
+            LD3DemoPrompt,
+        ]

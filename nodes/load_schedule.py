@@ -40,8 +40,8 @@ class LD3LoadSchedule(io.ComfyNode):
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or with "
-                    "decoupled times LD3's, which works with these sigmas only.",
+                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or, if "
+                    "more than steps was learned, LD3's, which works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule", tooltip="Both in one, for LD3 KSampler."

@@ -11,6 +11,7 @@ from ..ld3.comfy.request import (
     LEARN,
     OPTIMIZERS,
     PUBLISHED_RADIUS,
+    STEPS,
     TrainingRequest,
 )
 from ..ld3.comfy.sampling import schedule_sampler
@@ -194,11 +195,13 @@ class LD3TrainSchedule(io.ComfyNode):
                 io.Combo.Input(
                     "learn",
                     options=list(LEARN),
-                    default=LEARN[0],
+                    default=STEPS,
                     optional=True,  # as all below: API workflows made before them lack them
                     tooltip="What to learn. Time steps alone fit any sampler node as SIGMAS. "
                     "Decoupled times also choose the noise level the network is told at each call: "
-                    "often half the error; LD3 KSampler and the sampler output carry them.",
+                    "often half the error. D-ODE fits one number a call, in closed form. The full "
+                    "solver learns decoupled times and the sampler's coefficients: the least "
+                    "error. All but the first need LD3 KSampler or the sampler output.",
                 ),
                 io.Combo.Input(
                     "optimizer",
@@ -234,12 +237,12 @@ class LD3TrainSchedule(io.ComfyNode):
                 io.Sigmas.Output(
                     display_name="sigmas",
                     tooltip="The learned noise levels, for SamplerCustom and any sampler graph. "
-                    "Use them with the sampler beside, which also carries decoupled times.",
+                    "Use them with the sampler beside, which also carries what else was learned.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or with "
-                    "decoupled times LD3's, which works with these sigmas only.",
+                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or, if "
+                    "more than steps was learned, LD3's, which works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule",

@@ -25,10 +25,10 @@ from ld3.schedule import Schedule, ScheduleInfo, load, save
 
 SIZE = 8
 TINY = {
-    "sampler_name": "dpmpp_2m", "steps": 3, "cfg": 1.0, "name": "extras", "seed": 0,
-    "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 8,
-    "retrain": False, "denoise": 1.0, "distance": "pseudo-huber", "iterations": 2,
-    "training_noises": 4, "heldout_noises": 4, "batch_size": 8,
+    "sampler_name": "euler", "steps": 3, "cfg": 1.0, "name": "extras", "seed": 0,
+    "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 12,
+    "retrain": False, "denoise": 1.0, "distance": "pseudo-huber", "iterations": 4,
+    "training_noises": 8, "heldout_noises": 4, "batch_size": 8,
     "learn": "time steps + decoupled times",
 }  # fmt: skip
 DETERMINISTIC = (
@@ -168,8 +168,112 @@ def test_decoupled_times_are_learned_saved_loaded_and_sampled(
     ours = sample(schedule)
     assert torch.equal(ours, custom(inputs, sampler, sigmas))
     assert torch.equal(ours, custom(inputs, loaded[1], loaded[0]))
-    steps_alone = custom(inputs, comfy.samplers.sampler_object("dpmpp_2m"), sigmas)
+    steps_alone = custom(inputs, comfy.samplers.sampler_object("euler"), sigmas)
     assert not torch.allclose(ours, steps_alone, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("learn", "extras"),
+    [
+        ("time steps + D-ODE", {"D-ODE"}),
+        ("time steps + full solver", {"decoupled times", "solver corrections", "output mix"}),
+    ],
+)
+def test_learned_solvers_are_saved_and_sampled_by_their_table(
+    learn: str, extras: set[str], train: Any, sample: Any, inputs: dict[str, Any]
+) -> None:
+    sigmas, sampler, schedule, _ = train(learn=learn, name="solver")
+    report = schedule.info.report
+    assert set(schedule.info.extras) <= extras and report["extras"] == schedule.info.extras
+    assert schedule.info.extras, "nothing was kept: the test shows nothing"
+    assert bool(report["lambdas"]) == ("D-ODE" in schedule.info.extras)
+    assert torch.equal(sample(schedule), custom(inputs, sampler, sigmas))
+
+
+@pytest.fixture(scope="module")
+def distill(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
+    """LD3 Distill Solver with small settings; keywords replace some."""
+    small = {
+        "cfg": 1.0, "name": "distilled", "seed": 0, "teacher_sampler": "dpmpp_2m",
+        "training_noises": 8, "batch_size": 8,
+    }  # fmt: skip
+
+    def run(**changes: Any) -> Any:
+        return pack_nodes["LD3DistillSolver"].execute(**(inputs | small | changes))
+
+    return run
+
+
+def euler_sigmas(inputs: dict[str, Any]) -> Tensor:
+    return samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 4, 1.0)
+
+
+def test_any_sigmas_and_sampler_can_be_distilled(
+    distill: Any, sample: Any, inputs: dict[str, Any], pack_nodes: dict[str, type]
+) -> None:
+    plain = euler_sigmas(inputs)
+    euler = comfy.samplers.sampler_object("euler")
+    sigmas, sampler, schedule = distill(sigmas=plain, sampler=euler)
+    info = schedule.info
+    assert torch.equal(sigmas, plain)
+    assert info.sampler == "euler" and info.extras == ["D-ODE"] and info.method == "d-ode"
+    assert info.report["error"] < info.report["plain_error"]
+    assert info.report["training_calls"] <= 12 * 4 * 16
+    result = sample(schedule)
+    assert torch.equal(result, custom(inputs, sampler, sigmas))
+    assert not torch.allclose(result, custom(inputs, euler, plain.clone()), atol=1e-3)
+    loaded = pack_nodes["LD3LoadSchedule"].execute(name=f"{schedule.name}.safetensors")
+    assert torch.equal(custom(inputs, loaded[1], loaded[0]), result)
+
+
+def test_a_learned_schedule_can_be_distilled_once(distill: Any, train: Any, sample: Any) -> None:
+    learned = train(learn="time steps", name="plain", iterations=1)[2]
+    schedule = distill(schedule=learned, name="twice")[2]
+    assert torch.equal(schedule.sigmas, learned.sigmas)
+    assert torch.isfinite(sample(schedule)).all()
+    if schedule.info.extras:
+        with pytest.raises(ValueError, match="LD3 Distill Solver: .*has D-ODE's lambdas already"):
+            distill(schedule=schedule)
+
+
+def test_identical_distilling_returns_the_saved_file(
+    distill: Any, inputs: dict[str, Any], folders: Any
+) -> None:
+    given = {"sigmas": euler_sigmas(inputs), "sampler": comfy.samplers.sampler_object("euler")}
+    first = distill(name="again", **given)
+    files = set(folders.iterdir())
+    assert distill(name="again", **given)[2].name == first[2].name
+    assert set(folders.iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ["connect either schedule, or both sigmas and sampler"]),
+        ({"sampler": "euler"}, ["connect either schedule"]),
+        ({"sampler": "euler_ancestral", "sigmas": None}, ["sampler: ", "stochastic", "'euler'"]),
+        ({"sampler": "euler", "sigmas": [9.0, 0.0]}, ["1 step", "2 steps or more"]),
+        ({"sampler": "euler", "sigmas": [1.0, 2.0, 0.0]}, ["sigmas", "strictly decrease"]),
+        ({"sampler": "euler", "sigmas": None, "cfg": -1.0}, ["cfg", "-1"]),
+        ({"sampler": "euler", "sigmas": None, "name": "../x"}, ["../x"]),
+    ],
+)
+def test_distilling_refuses_what_cannot_work_and_writes_nothing(
+    changes: dict[str, Any], said: list[str], distill: Any, inputs: dict[str, Any], folders: Any
+) -> None:
+    given = dict(changes)
+    if "sigmas" in given:
+        levels = given["sigmas"]
+        given["sigmas"] = torch.tensor(levels) if levels else euler_sigmas(inputs)
+    if "sampler" in given:
+        given["sampler"] = comfy.samplers.sampler_object(given["sampler"])
+    files = set(folders.iterdir())
+    with pytest.raises(ValueError) as caught:
+        distill(**given)
+    assert str(caught.value).startswith("LD3 Distill Solver: ")
+    for part in said:
+        assert part in str(caught.value)
+    assert set(folders.iterdir()) == files
 
 
 @pytest.mark.parametrize("change", ["fewer", "moved"])
@@ -216,7 +320,9 @@ def test_the_gradient_optimizers_learn_and_leave_the_model_alone(
     before = custom(inputs, euler, sigmas)
     weights = {k: v.clone() for k, v in inputs["model"].model.state_dict().items()}
     with torch.inference_mode():  # as ComfyUI runs nodes
-        learned = train(optimizer=optimizer, name="gradient", soft_radius=0.5)
+        learned = train(
+            optimizer=optimizer, name="gradient", soft_radius=0.5, iterations=1, training_noises=4
+        )
     assert torch.equal(custom(inputs, euler, sigmas), before)
     after = inputs["model"].model.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in weights.items())
@@ -227,7 +333,9 @@ def test_the_gradient_optimizers_learn_and_leave_the_model_alone(
 
 
 def test_images_can_be_compared_instead_of_latents(train: Any, demo: tuple[Any, Any]) -> None:
-    learned = train(distance="pixel-l2", vae=demo[1], name="pixels")
+    learned = train(
+        distance="pixel-l2", vae=demo[1], name="pixels", iterations=1, training_noises=4
+    )
     assert learned[2].info.settings["distance"] == "pixel-l2"
 
 
@@ -252,7 +360,7 @@ def test_both_optimizers_learn_by_lpips(
     with torch.inference_mode():  # as ComfyUI runs nodes
         info = train(
             distance="lpips-squeeze", vae=demo[1], name="lpips", latent_image=latent,
-            optimizer=optimizer, steps=2, iterations=1,
+            optimizer=optimizer, steps=2, iterations=1, training_noises=4,
         )[2].info  # fmt: skip
     assert info.settings["distance"] == "lpips-squeeze"
     assert all(entry["error"] > 0 for entry in info.report["history"])

@@ -66,12 +66,14 @@ def smooth_model(kind: str) -> tuple[Model, Any]:
     return Model(denoise, coordinate(sampling), least, most), sampling
 
 
-def student(kind: str, sampler: str, steps: int = 4, decoupled: bool = True) -> Student:
+def student(
+    kind: str, sampler: str, steps: int = 4, decoupled: bool = True, order: int = 0
+) -> Student:
     model, sampling = smooth_model(kind)
     traced = traceable(sampler_object(sampler), sampling)
     levels = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
     calls = traced.table(torch.linspace(1, 0, steps + 1) * model.sigma_max).model_calls
-    return Student(traced, levels, model, steps, calls, decoupled)
+    return Student(traced, levels, model, steps, calls, decoupled, order)
 
 
 def parameters(learned: Student) -> Tensor:
@@ -90,10 +92,10 @@ def loss_of(learned: Student, theta: Tensor, x: Tensor, target: Tensor) -> Tenso
 
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
-def test_gradients_to_steps_decoupled_times_and_noise_match_central_differences(
+def test_gradients_to_everything_learned_and_to_noise_match_central_differences(
     sampler: str, kind: str
 ) -> None:
-    learned = student(kind, sampler)
+    learned = student(kind, sampler, order=1)
     generator = torch.Generator().manual_seed(2)
     noise, target = torch.randn(2, 3, 6, generator=generator).double()
     x = learned.levels.start * noise
@@ -237,7 +239,7 @@ def test_radius_zero_is_hard_and_the_default_is_the_papers() -> None:
 def test_decoupled_times_stay_within_half_the_least_gap_of_the_steps() -> None:
     run = descent(GradientSettings(radius=0.0), decoupled=True)
     with torch.no_grad():
-        run.offsets += 50
+        run.extras += 50
         run.z += torch.tensor([0.4, -0.2, 0.1])
     theta = run.theta().detach()
     ends = torch.tensor([math.log(20), *theta[:3].tolist(), math.log(0.03)])

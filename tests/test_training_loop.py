@@ -21,8 +21,9 @@ from ld3.parameters import check_sigmas
 from ld3.rollout import rollout
 from ld3.solver import Plan
 from ld3.training.gauss_newton import GaussNewtonSettings
-from ld3.training.loop import ScheduleTraining, TrainingSettings
+from ld3.training.loop import ScheduleTraining
 from ld3.training.report import Progress, Report
+from ld3.training.settings import TrainingSettings
 
 # heavy-tailed errors: one noise in a hundred falls into another mode, so many must judge
 SETTINGS = TrainingSettings(

@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
+from ..model import Model
 from ..plots import report_picture
 from ..training.report import Progress
 
@@ -31,6 +32,19 @@ class LiveProgress:
             picture = ("JPEG", Image.fromarray(pixels), PICTURE_SIZE)
             self._drawn = time.monotonic()
         self._bar.update_absolute(progress.calls, progress.planned_calls, picture)
+
+
+class CallProgress:
+    """A bar over model calls, for work without a report; notices an interrupt."""
+
+    def __init__(self, model: Model, planned_calls: int) -> None:
+        self._model, self._planned = model, planned_calls
+        self._bar = comfy.utils.ProgressBar(planned_calls)
+
+    def __call__(self, stage: str) -> None:
+        """Show how far it is; raises ComfyUI's interrupt."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(min(self._model.calls, self._planned))
 
 
 def show_text(node_id: str, text: str) -> None:

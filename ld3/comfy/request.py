@@ -7,7 +7,7 @@ from typing import Any
 
 from ..metrics import DISTANCES
 from ..training.gradient import ADAM, PAPER, GradientSettings
-from ..training.loop import TrainingSettings
+from ..training.settings import TrainingSettings
 
 GAUSS_NEWTON = "gauss-newton (fast, no autograd)"
 OPTIMIZERS: dict[str, GradientSettings | None] = {
@@ -15,8 +15,13 @@ OPTIMIZERS: dict[str, GradientSettings | None] = {
     "gradient (LD3 paper)": PAPER,
     "gradient (Adam, thorough)": ADAM,
 }
-STEPS, DECOUPLED = "time steps", "time steps + decoupled times"
-LEARN = (STEPS, DECOUPLED)
+STEPS = "time steps"
+LEARN: dict[str, dict[str, Any]] = {
+    STEPS: {},
+    "time steps + decoupled times": {"decoupled": True},
+    "time steps + D-ODE": {"dode": True},
+    "time steps + full solver": {"decoupled": True, "order": 1, "output_mix": True},
+}
 PUBLISHED_RADIUS = -1.0
 
 
@@ -97,8 +102,8 @@ class TrainingRequest:
             distance=self.distance,
             batch_size=self.batch_size,
             seed=self.seed % 2**63,
-            decoupled=self.learn == DECOUPLED,
             gradient=self.gradient,
+            **LEARN[self.learn],
         )
 
     @property

@@ -49,6 +49,17 @@ def sampler_object(name: str) -> comfy.samplers.KSAMPLER:
     return comfy.samplers.sampler_object(name)
 
 
+def sampler_label(sampler: Any) -> str:
+    """The name ComfyUI lists a SAMPLER under, or its function's where it is no core sampler."""
+    function = getattr(sampler, "sampler_function", None)
+    for name in sampler_names():
+        core = comfy.samplers.sampler_object(name)
+        same_options = core.extra_options == getattr(sampler, "extra_options", None)
+        if core.sampler_function is function and same_options:
+            return name
+    return getattr(function, "__name__", type(sampler).__name__)
+
+
 def traceable(sampler: Any, model_sampling: Any, model_wrap: Any = None) -> Sampler:
     """A ComfyUI SAMPLER as an `ld3.solver.Sampler`.
 

@@ -10,12 +10,10 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import comfy.samplers
-import comfyui_version
 import torch
 from torch import Tensor
 
@@ -23,23 +21,21 @@ from ..metrics import IMAGE_DISTANCES
 from ..model import Model
 from ..parameters import check_sigmas
 from ..recompute import GradientError, recomputed
-from ..schedule import EXTENSION, Schedule, ScheduleInfo, check_name, load, read_info, save
+from ..schedule import Schedule, ScheduleInfo, check_name, load
 from ..solver import Plan, UnsupportedSampler
 from ..solver import Sampler as TracedSampler
 from ..teacher import TargetStore
 from ..training.loop import Learned, ScheduleTraining
-from ..version import __version__
 from . import fingerprint, folders, samplers
 from .denoiser import check_stateless, guided_model
 from .differentiable import differentiable, normal_tensors, time_neighbours
 from .gradient_check import OTHER_OPTIMIZER, check_gradient
-from .latents import check_conditioning, latent_samples, training_noises
 from .perceptual import check_image_distance, feature_map, load_together
 from .progress import LiveProgress
 from .request import TrainingRequest
+from .session import Session, save_schedule, saved_schedule
 
 logger = logging.getLogger(__name__)
-ALGORITHM = 2  # raised when the same settings learn another schedule than before
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples visibly grow alike
 
 
@@ -64,8 +60,10 @@ class TrainingResult:
         parts = [f"{self.path.name}: {info.steps} steps of {info.sampler}, {how}"]
         if report["heldout_error"] is not None:
             parts.append(f"error to the teacher {report['heldout_error']:.4g}")
-        if report["eval_sigmas"] and report["steps_error"] is not None:
-            parts.append(f"without decoupled times {report['steps_error']:.4g}")
+        if info.extras and report["steps_error"] is not None:
+            parts.append(
+                f"steps alone, without {', '.join(info.extras)}, {report['steps_error']:.4g}"
+            )
         errors = {n: b.get("heldout_error") for n, b in report["baselines"].items() if b["counted"]}
         errors = {n: e for n, e in errors.items() if e is not None}
         if errors:
@@ -111,72 +109,38 @@ def train_schedule(
     compares_images = request.distance in IMAGE_DISTANCES
     if compares_images:
         check_image_distance(request.distance, vae)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(request.cfg)
-    check_conditioning("positive", positive)
-    check_conditioning("negative", negative)
-    samples = latent_samples(model, latent)
-    if latent.get("noise_mask") is not None:
-        logger.warning("LD3 Train Schedule: latent_image's mask is not used for learning")
-    batch_index = latent.get("batch_index")
-    if batch_index is None and torch.count_nonzero(samples) == 0:
-        samples = samples[:1]  # how many empty latents there are does not matter
-    model_id = fingerprint.model_fingerprint(model)
-    facts = {"model": model_id, "algorithm": ALGORITHM}
-    prompts = [fingerprint.patches_of(model), positive, negative if request.cfg != 1 else None]
+    session = Session(model, positive, negative, latent, request.cfg)
     decoder = fingerprint.weights_hash(vae.first_stage_model) if compares_images else None
-    key = fingerprint.settings_hash(asdict(request) | facts, prompts, samples, batch_index, decoder)
-    teacher_key = fingerprint.settings_hash(request.teacher_facts() | facts, prompts)
-    saved = None if retrain else _saved(key, name)
+    key = session.key(asdict(request), session.samples, session.batch_index, decoder)
+    saved = None if retrain else saved_schedule(key, name)
     if saved is not None:
         return TrainingResult(load(saved), saved, trained=False, seconds=0.0)
 
     started = time.monotonic()
     run = _TrainingSampler(model, request, vae if compares_images else None)
-    run.store = TargetStore(folders.target_folder(), teacher_key)
-    run.noises, run.latents = training_noises(
-        samples, request.seed, request.settings().noises, batch_index
-    )
-    batch = samples[:1].repeat(request.batch_size, *[1] * (samples.ndim - 1))
-    # only the shapes count: ComfyUI reserves memory for a batch of this size
-    guider.sample(
-        torch.zeros_like(batch),
-        batch,
-        run,
-        run.teacher_sigmas,
-        disable_pbar=True,
-        seed=request.seed,
-    )
-    learned, sampling = run.learned, model.get_model_object("model_sampling")
+    run.store = TargetStore(folders.target_folder(), session.key(request.teacher_facts()))
+    run.noises, run.latents = session.noises(request.seed, request.settings().noises)
+    session.run(run, run.teacher_sigmas, request.batch_size, request.seed)
+    learned = run.learned
     info = ScheduleInfo(
         sampler=request.sampler_name,
         steps=len(learned.sigmas) - 1,
         model_calls=learned.table.model_calls,
-        cfg=request.cfg,
         denoise=request.denoise,
-        latent_shape=list(samples.shape[1:]),
-        prediction_type=samplers.prediction_type(sampling),
-        sigma_max=float(sampling.sigma_max),
-        model_fingerprint=model_id,
-        model_file=fingerprint.model_file(model),
-        model_name=fingerprint.architecture(model),
         teacher={
             "sampler": request.teacher_sampler,
             "scheduler": request.teacher_scheduler,
             "steps": request.teacher_steps,
         },
         method=request.method,
-        extras=["decoupled times"] if learned.report.eval_sigmas else [],
+        extras=learned.report.extras,
         settings=asdict(request) | asdict(request.settings()),
         settings_hash=key,
         report=learned.report.as_dict(),
-        pack_version=__version__,
-        comfyui_version=comfyui_version.__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **session.provenance(),
     )
-    path = save(Schedule(learned.sigmas, learned.table, info), folders.save_folder(), name)
-    result = TrainingResult(load(path), path, trained=True, seconds=time.monotonic() - started)
+    schedule, path = save_schedule(Schedule(learned.sigmas, learned.table, info), name)
+    result = TrainingResult(schedule, path, trained=True, seconds=time.monotonic() - started)
     logger.info("LD3: %s", result.summary())
     return result
 
@@ -257,6 +221,7 @@ class _TrainingSampler(comfy.samplers.Sampler):
             self.baselines,
             self.request.settings(),
             start_sigma=self._start_sigma(model_wrap.inner_model.model_sampling),
+            teacher_sampler=teacher,
             watch=LiveProgress(),
             store=self.store,
             image_features=features,
@@ -293,14 +258,3 @@ class _TrainingSampler(comfy.samplers.Sampler):
             if self.request.denoise > 0.9999
             else float(self.teacher_sigmas[0])
         )
-
-
-def _saved(key: str, name: str) -> Path | None:
-    """The newest saved schedule of an identical training, of that name if there is one."""
-    folder = folders.save_folder()
-    found = []
-    for path in folder.glob(f"*{EXTENSION}") if folder.is_dir() else ():
-        info = read_info(path)
-        if info is not None and info.settings_hash == key:
-            found.append((path.stem == name, path.stat().st_mtime, path))
-    return max(found)[2] if found else None

@@ -33,7 +33,7 @@ from ..teacher import Pairs
 from .selection import Selection
 
 if TYPE_CHECKING:
-    from .loop import TrainingSettings
+    from .settings import TrainingSettings
 
 RELATIVE_STEP = 1e-4  # of a level's smaller gap, for the table's central differences in float64
 CALLS_A_GRADIENT = 4  # a network call, its repetition, and a backward pass that counts as two
@@ -47,9 +47,9 @@ class GradientSettings:
         radius: r of soft teacher forcing; None is the paper's 0.001 d / NFE^2, 0 is hard.
         adam: Adam with a falling rate for everything; False is the paper's RMSprop for the steps
             and SGD for decoupled times and start noises.
-        steps_rounds, decoupled_rounds: how often each phase goes through the training noises.
+        steps_rounds, extra_rounds: how often each phase goes through the training noises.
         batch: noises an update.
-        steps_rate, decoupled_rate, noise_rate: learning rates; the last is a share of the radius
+        steps_rate, extra_rate, noise_rate: learning rates; the last is a share of the radius
             with Adam, and divided by the number of model calls in the paper's.
         patience: validations without progress after which the paper's rates fall by a fifth.
     """
@@ -57,20 +57,22 @@ class GradientSettings:
     radius: float | None = None
     adam: bool = False
     steps_rounds: int = 2
-    decoupled_rounds: int = 5
+    extra_rounds: int = 5
     batch: int = 2
     steps_rate: float = 5e-3
-    decoupled_rate: float = 0.1
+    extra_rate: float = 0.1
     noise_rate: float = 12.0
     patience: int = 5
 
     def with_rounds(self, rounds: int) -> GradientSettings:
         """The same with so many rounds for the steps, and a third more for decoupled times."""
-        return replace(self, steps_rounds=rounds, decoupled_rounds=rounds + rounds // 3)
+        return replace(self, steps_rounds=rounds, extra_rounds=rounds + rounds // 3)
 
     def planned_calls(self, training: TrainingSettings, calls: int, validation: int) -> int:
         """About how many model calls the descent makes, its validations included."""
-        rounds = self.steps_rounds + (self.decoupled_rounds if training.decoupled else 0)
+        rounds = self.steps_rounds + (
+            self.extra_rounds if training.decoupled or training.order else 0
+        )
         soft = 0 if self.radius == 0 else 1
         update = self.batch * calls * (CALLS_A_GRADIENT + soft)
         updates = rounds * math.ceil(training.training_noises / self.batch)
@@ -86,7 +88,7 @@ class GradientSettings:
 
 PAPER = GradientSettings()
 ADAM = GradientSettings(
-    adam=True, steps_rounds=10, decoupled_rounds=13, batch=4, steps_rate=0.1, decoupled_rate=0.05,
+    adam=True, steps_rounds=10, extra_rounds=13, batch=4, steps_rate=0.1, extra_rate=0.05,
     noise_rate=0.25,
 )  # fmt: skip
 
@@ -145,7 +147,7 @@ def differentiable_table(student: Student, theta: Tensor) -> tuple[Tensor, Tenso
     """The student's weights (M+1, 1+M) and eval_sigmas (M,) at theta, both float64."""
     sigmas = student.levels.exact_sigmas(theta[: student.free_levels])
     weights, state_sigmas = _Table.apply(student.sampler, sigmas)
-    return weights, student.eval_sigmas(theta, state_sigmas)
+    return student.weights(theta, weights), student.eval_sigmas(theta, state_sigmas)
 
 
 def differentiable_rollout(
@@ -205,7 +207,7 @@ class GradientDescent:
         free, calls = student.free_levels, student.calls
         self.steps = SoftmaxSteps(student.levels, theta[:free])
         self.z = torch.zeros(free, dtype=torch.float64, requires_grad=True)
-        self.offsets = theta[free:].clone().requires_grad_()
+        self.extras = theta[free:].clone().requires_grad_()
         dimension = pairs.noise[0].numel()
         published = 0.001 * dimension / calls**2
         self.radius = published if settings.radius is None else settings.radius
@@ -215,27 +217,26 @@ class GradientDescent:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         s = self.settings
-        extras = [self.offsets] if len(self.offsets) else []
+        extras = [self.extras] if len(self.extras) else []
         if s.adam:
             groups = [{"params": [self.z], "lr": s.steps_rate}]
-            groups += [{"params": extras, "lr": s.decoupled_rate}] if extras else []
+            groups += [{"params": extras, "lr": s.extra_rate}] if extras else []
             return [torch.optim.Adam(groups, betas=(0.9, 0.95))]
         found: list[torch.optim.Optimizer] = [
             torch.optim.RMSprop([self.z], lr=s.steps_rate, momentum=0.9)
         ]
         if extras:
-            found.append(torch.optim.SGD(extras, lr=s.decoupled_rate / self.student.calls))
+            found.append(torch.optim.SGD(extras, lr=s.extra_rate / self.student.calls))
         return found
 
     def theta(self) -> Tensor:
         """The parameters now, differentiable; decoupled times within half the least gap."""
         u = self.steps.u(self.z)
-        if not len(self.offsets):
-            return u
+        times = self.student.times
         ends = torch.cat([self.steps.upper[None], u, self.steps.lower[None]])
         # of the steps themselves: the published code takes it from their logits
         bound = 0.5 * float(-ends.detach().diff().max())
-        return torch.cat([u, self.offsets.clamp(-bound, bound)])
+        return torch.cat([u, self.extras[:times].clamp(-bound, bound), self.extras[times:]])
 
     def update(self, chosen: Tensor, distance: Distance) -> None:
         """One step of everything on the chosen training pairs (indices)."""
@@ -251,7 +252,7 @@ class GradientDescent:
             losses = backward_loss(result, target, distance)
         if self.radius > 0 and noise.grad is not None:
             self._move_noise(chosen, noise, latent, target, losses, weights, levels, distance)
-        free = [self.z] + ([self.offsets] if len(self.offsets) else [])
+        free = [self.z] + ([self.extras] if len(self.extras) else [])
         if all(torch.isfinite(p.grad).all() for p in free if p.grad is not None):
             torch.nn.utils.clip_grad_norm_(free, 1.0)
             for optimizer in self.optimizers:
@@ -328,7 +329,7 @@ def descend_by_gradient(
     name: str,
 ) -> None:
     """One phase from theta; the best by validation is left in `selection`."""
-    rounds = settings.decoupled_rounds if student.decoupled else settings.steps_rounds
+    rounds = settings.extra_rounds if student.extras else settings.steps_rounds
     batches = math.ceil(len(training) / settings.batch)
     descent = GradientDescent(student, theta, training, settings, rounds * batches)
     soft = 1 if descent.radius > 0 else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,65 +17,20 @@ from ..parameters import StepParameters
 from ..solver import Plan, Sampler, SolverTable
 from ..student import Student
 from ..teacher import Pairs, TargetStore, student_samples, teach
-from .gauss_newton import GaussNewton, GaussNewtonSettings
+from .dode import distill, with_lambdas
+from .gauss_newton import GaussNewton
 from .gradient import GradientSettings, descend_by_gradient
 from .initial import few_elements
+from .output_mix import output_mix
 from .report import Progress, Report, Watcher
-from .screening import (
-    CANDIDATES,
-    SCREENING_NOISES,
-    STANDARD,
-    STARTS,
-    Start,
-    screened_starts,
-)
+from .screening import Start, screened_starts
 from .selection import Selection, errors
+from .settings import ITERATIONS_A_VALIDATION, TrainingSettings, planned_calls
 
 logger = logging.getLogger(__name__)
 
 EXTRAS_LARGEST_STEP = 0.3  # steps have converged by then
 EXTRAS_SMALLEST_STEP = 0.03
-ITERATIONS_A_VALIDATION = 3  # validation noises are many; iterations in a row are alike
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What to learn, and what from.
-
-    Attributes:
-        steps: N of the student.
-        decoupled: learn decoupled times too, after the steps.
-        training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
-            the second chooses the schedule, the third is only reported.
-        iterations: Gauss-Newton iterations of the best start (the others get a third of them);
-            decoupled times take a third more again.
-        distance: one of `ld3.metrics.DISTANCES`.
-        batch_size: samples a network call.
-        seed: of noises' order and of the search for starts.
-        gradient: descend by reverse mode, with these settings, instead of Gauss-Newton.
-    """
-
-    steps: int
-    decoupled: bool = False
-    training_noises: int = 32
-    validation_noises: int = 16
-    test_noises: int = 64
-    iterations: int = 10
-    distance: str = "pseudo-huber"
-    batch_size: int = 4
-    seed: int = 0
-    gauss_newton: GaussNewtonSettings = GaussNewtonSettings()
-    gradient: GradientSettings | None = None
-
-    @property
-    def noises(self) -> int:
-        """How many noises the three sets need together."""
-        return self.training_noises + self.validation_noises + self.test_noises
-
-    @property
-    def decoupled_iterations(self) -> int:
-        """Gauss-Newton iterations after those of the steps alone."""
-        return self.iterations + self.iterations // 3
 
 
 class Learned(NamedTuple):
@@ -98,6 +53,8 @@ class ScheduleTraining:
         settings: sizes and constants.
         start_sigma: first level of the learned schedule.
         end_sigma: last level; 0 unless the schedule is the first part of a split sampling.
+        teacher_sampler: for D-ODE, whose teacher passes through the student's own states; by
+            default the student's.
         watch: told about progress after every batch of work.
         store: where the teacher's targets are kept for the next training.
         image_features: for distances between images, see `ld3.metrics.Distance`.
@@ -115,12 +72,14 @@ class ScheduleTraining:
         settings: TrainingSettings,
         start_sigma: float,
         end_sigma: float = 0.0,
+        teacher_sampler: Sampler | None = None,
         watch: Watcher = lambda progress: None,
         store: TargetStore | None = None,
         image_features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model, self.sampler, self.teacher, self.settings = model, sampler, teacher, settings
         self.watch, self.store, self.image_features = watch, store, image_features
+        self.teacher_sampler = teacher_sampler or sampler
         levels = StepParameters(model.coordinate, start_sigma, model.sigma_min, end_sigma)
         steps, teacher_steps = settings.steps, len(teacher.sigmas) - 1
         if steps < 2:
@@ -144,6 +103,9 @@ class ScheduleTraining:
         self.student = Student(sampler, levels, model, steps, calls)
         self.report = Report()
         self.baselines = self._plans(baselines)
+        self.planned = planned_calls(
+            settings, calls, teacher.table.model_calls, len(self.baselines)
+        )
         for name, plan in self.baselines.items():
             self.report.baselines[name] = {
                 "sigmas": plan.sigmas.tolist(),
@@ -230,9 +192,22 @@ class ScheduleTraining:
             self._gradient(starts, training, selection, order, self.settings.gradient)
         else:
             self._gauss_newton(starts, training, selection, order)
-        steps_only = self.student.plan(selection.best_theta)
-        if self.settings.decoupled:
-            self._decouple(training, selection, order)
+        steps_only = selection.best_plan
+        if self.settings.decoupled or self.settings.order:
+            self._extend(training, selection, order)
+        if self.settings.dode:
+            self._distill(training, selection)
+        if self.settings.output_mix:
+            self._tell("mixing outputs")
+            mixed = output_mix(
+                self.model,
+                selection.best_plan,
+                training,
+                selection.distance,
+                self.settings.batch_size,
+            )
+            if mixed is not None:
+                selection.offer_extra("output mix", mixed)
         return steps_only
 
     def _gauss_newton(
@@ -257,21 +232,32 @@ class ScheduleTraining:
         best = reached.index(min(reached))
         self._descend(descents[best], names[best], training, selection, order)
 
-    def _decouple(self, training: Pairs, selection: Selection, order: torch.Generator) -> None:
-        """Learn decoupled times together with the steps, from the best steps on."""
+    def _extend(self, training: Pairs, selection: Selection, order: torch.Generator) -> None:
+        """Learn extras together with the steps, from the best steps on."""
         s = self.settings
-        student = replace(self.student, decoupled=True)
+        student = replace(self.student, decoupled=s.decoupled, order=s.order)
         theta = student.start(selection.best_theta)
+        name = " and ".join(student.extras)
         if s.gradient:
-            descend_by_gradient(student, theta, training, selection, s.gradient, order, "decoupled")
+            descend_by_gradient(student, theta, training, selection, s.gradient, order, name)
             return
         constants = replace(
             s.gauss_newton,
             largest_step=EXTRAS_LARGEST_STEP,
             smallest_step=EXTRAS_SMALLEST_STEP,
         )
-        descent = GaussNewton(student, theta, s.decoupled_iterations, constants)
-        self._descend(descent, "decoupled times", training, selection, order)
+        descent = GaussNewton(student, theta, s.extra_iterations, constants)
+        self._descend(descent, name, training, selection, order)
+
+    def _distill(self, training: Pairs, selection: Selection) -> None:
+        """Fit D-ODE's lambdas to the best plan."""
+        size, plan = self.settings.batch_size, selection.best_plan
+        found = distill(
+            self.model, plan, self.teacher_sampler, training, selection.validation, size, self._tell
+        )
+        extended = Plan(plan.sigmas, with_lambdas(plan.table, found.lambdas))
+        if found.lambdas.any() and selection.offer_extra("D-ODE", extended):
+            self.report.lambdas = found.lambdas.tolist()
 
     def _descend(
         self,
@@ -282,7 +268,7 @@ class ScheduleTraining:
         order: torch.Generator,
     ) -> None:
         """All iterations that are left; every third result, and the last, may be the best."""
-        what = " decoupled times" if descent.student.decoupled else ""
+        what = "".join(f" {extra}" for extra in descent.student.extras[:1])
         while descent.done < descent.iterations:
             self._iterate(descent, training, selection, order)
             if (descent.iterations - descent.done) % ITERATIONS_A_VALIDATION == 0:
@@ -311,8 +297,9 @@ class ScheduleTraining:
         """What was learned, or the standard schedule that did better on the validation noises."""
         best = self.report.best_baseline("validation_error")
         if best is None or selection.best_error < self.report.baselines[best]["validation_error"]:
-            return selection.best_student.plan(selection.best_theta)
+            return selection.best_plan
         self.report.chosen = best
+        self.report.extras, self.report.lambdas = [], []
         self.report.sigmas = self.baselines[best].sigmas.tolist()
         self.report.eval_sigmas = []
         return self.baselines[best]
@@ -321,7 +308,7 @@ class ScheduleTraining:
         before, report = self.model.calls, self.report
         self._tell("measuring the learned schedule")
         report.heldout_error, report.spread = self._heldout(plan, test), self._spread(plan, test)
-        if report.eval_sigmas:
+        if report.extras:
             report.steps_error = self._heldout(steps_only, test)
         initial = torch.tensor(report.initial_sigmas)
         report.initial_error = self._heldout(Plan(initial, self.sampler.table(initial)), test)
@@ -346,32 +333,5 @@ class ScheduleTraining:
 
     def _tell(self, stage: str) -> None:
         self.watch(
-            Progress(
-                stage, self.model.calls, max(self.planned_calls, self.model.calls), self.report
-            )
-        )
-
-    @property
-    def planned_calls(self) -> int:
-        """About how many model calls the whole run makes."""
-        s, calls, competitors = self.settings, self.student.calls, len(self.baselines)
-        validation = s.validation_noises * calls
-        if s.gradient:
-            learning = s.gradient.planned_calls(s, calls, validation)
-        else:
-            heat = max(1, s.iterations // 3)
-            steps = s.gauss_newton.noises * calls * (s.steps + 1) // 2
-            left = s.iterations - heat
-            learning = (STARTS * heat + left) * steps
-            learning += validation * (STARTS + math.ceil(left / ITERATIONS_A_VALIDATION))
-            if s.decoupled:
-                times = s.gauss_newton.noises * calls * (calls - 1) // 2
-                learning += s.decoupled_iterations * (steps + times)
-                learning += validation * math.ceil(s.decoupled_iterations / ITERATIONS_A_VALIDATION)
-        return (
-            s.noises * self.teacher.table.model_calls
-            + calls * SCREENING_NOISES * (min(competitors, STANDARD) + CANDIDATES)
-            + validation * (STARTS + 2)
-            + learning
-            + s.test_noises * calls * (competitors + 3)
+            Progress(stage, self.model.calls, max(self.planned, self.model.calls), self.report)
         )

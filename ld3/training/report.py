@@ -17,12 +17,14 @@ class Report:
         chosen: "learned", or the name of the standard schedule that won on validation.
         heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
         initial_error: the same for the schedule the descent began with.
-        steps_error: the same for the best schedule before decoupled times were learned; None if
-            none were.
+        steps_error: the same for the best schedule before extras were learned; None without.
         spread: mean distance between the student's test samples, relative to the teacher's; well
             below 1 the student makes everything alike.
+        extras: what was learned besides steps: "decoupled times", "solver corrections", "D-ODE",
+            "output mix".
         initial_sigmas, sigmas: the schedules before and after.
         eval_sigmas: where the network is asked, call by call; empty without decoupled times.
+        lambdas: of D-ODE, call by call; empty without.
         baselines: scheduler -> {sigmas, model_calls, counted, screening_error, heldout_error}; the
             best by screening also has its validation_error.
         history: one entry a validation: start name, model calls so far, validation error.
@@ -36,9 +38,11 @@ class Report:
     initial_error: float = math.nan
     steps_error: float | None = None
     spread: float = math.nan
+    extras: list[str] = field(default_factory=list)
     initial_sigmas: list[float] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
     eval_sigmas: list[float] = field(default_factory=list)
+    lambdas: list[float] = field(default_factory=list)
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     teacher_calls: int = 0

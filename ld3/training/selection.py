@@ -42,7 +42,8 @@ class Selection:
         distance: by which all are judged.
         report: told of every validation.
         tell: called with a line about what goes on; may raise an interrupt.
-        best_error, best_student, best_theta: the winner.
+        best_error, best_plan: the winner.
+        best_student, best_theta: where further learning starts.
     """
 
     model: Model
@@ -52,6 +53,7 @@ class Selection:
     report: Report
     tell: Callable[[str], None]
     best_error: float = field(default=math.inf, init=False)
+    best_plan: Plan = field(init=False)
     best_student: Student = field(init=False)
     best_theta: Tensor = field(init=False)
 
@@ -69,16 +71,34 @@ class Selection:
 
     def offer(self, name: str, student: Student, theta: Tensor) -> float:
         """Validate theta, note it in the report, and keep it if it is the best."""
-        plan = student.plan(theta)
-        error = self.error(plan)
-        self.report.history.append({"start": name, "calls": self.model.calls, "error": error})
+        error = self._validated(name, student.plan(theta))
         if error < self.best_error:
             self.keep(error, student, theta)
         return error
 
+    def offer_extra(self, name: str, plan: Plan) -> bool:
+        """Validate a plan made from the best one; keep it and its name if it is better."""
+        error = self._validated(name, plan)
+        if error >= self.best_error:
+            return False
+        self.best_error = error
+        self._keep_plan(plan)
+        self.report.extras.append(name)
+        return True
+
     def keep(self, error: float, student: Student, theta: Tensor) -> None:
         """Make theta the best."""
         self.best_error, self.best_student, self.best_theta = error, student, theta
-        plan = student.plan(theta)
+        self.report.extras = student.extras
+        self._keep_plan(student.plan(theta))
+
+    def _validated(self, name: str, plan: Plan) -> float:
+        error = self.error(plan)
+        self.report.history.append({"start": name, "calls": self.model.calls, "error": error})
+        return error
+
+    def _keep_plan(self, plan: Plan) -> None:
+        self.best_plan = plan
+        decoupled = "decoupled times" in self.report.extras
         self.report.sigmas = plan.sigmas.tolist()
-        self.report.eval_sigmas = plan.table.eval_sigmas.tolist() if student.decoupled else []
+        self.report.eval_sigmas = plan.table.eval_sigmas.tolist() if decoupled else []
