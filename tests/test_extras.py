@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ld3.comfy import samplers
 from ld3.comfy.executor import table_sampler
+from ld3.comfy.training import TrainingResult
 from ld3.schedule import Schedule, ScheduleInfo, load, save
 
 SIZE = 8
@@ -380,3 +381,22 @@ def test_a_missing_perceptual_network_is_named_before_any_work(
     with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79.pth.*lpips"):
         train(distance="lpips-alex", vae=demo[1], name="lpips")
     assert set(folders.iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"spread": 0.8, "heldout_error": 0.0}, ["80%", "Use more steps"]),
+        ({"spread": 0.95, "heldout_error": 1e9}, ["came nearer", "1e+09", "training_noises"]),
+        ({"spread": 0.95, "heldout_error": 0.0}, []),
+    ],
+)
+def test_results_that_disappoint_are_said(
+    changed: dict[str, float], said: list[str], train: Any
+) -> None:
+    schedule = train(learn="time steps", name="plain", iterations=1)[2]
+    report = schedule.info.report | changed
+    info = replace(schedule.info, report=report)
+    result = TrainingResult(replace(schedule, info=info), Path("x"), trained=True, seconds=1.0)
+    assert all(part in " ".join(result.warnings()) for part in said)
+    assert bool(result.warnings()) == bool(said)

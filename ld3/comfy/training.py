@@ -64,24 +64,40 @@ class TrainingResult:
             parts.append(
                 f"steps alone, without {', '.join(info.extras)}, {report['steps_error']:.4g}"
             )
-        errors = {n: b.get("heldout_error") for n, b in report["baselines"].items() if b["counted"]}
-        errors = {n: e for n, e in errors.items() if e is not None}
-        if errors:
-            best = min(errors, key=lambda n: errors[n])
-            parts.append(f"best standard scheduler ({best}) {errors[best]:.4g}")
+        standard = self._best_standard()
+        if standard:
+            parts.append(f"best standard scheduler ({standard[0]}) {standard[1]:.4g}")
         if report["chosen"] != "learned":
             parts.append(f"the standard scheduler {report['chosen']} won and is returned")
         return "; ".join(parts)
 
     def warnings(self) -> list[str]:
         """What a user should know before relying on the result."""
-        spread = self.report.get("spread")
-        if spread is None or spread >= LEAST_SPREAD:
-            return []
-        return [
-            f"images differ from one another only {spread:.0%} as much as the teacher's do: so few "
-            "steps make them alike. Use more steps, or a nearer teacher (fewer teacher_steps)"
-        ]
+        report, found = self.report, []
+        standard, learned = self._best_standard(), report["heldout_error"]
+        if standard and learned is not None and standard[1] < learned:
+            found.append(
+                f"on fresh noises the standard scheduler {standard[0]} came nearer to the teacher "
+                f"({standard[1]:.4g} against {learned:.4g}): use it, or learn from more "
+                "training_noises"
+            )
+        spread = report.get("spread")
+        if spread is not None and spread < LEAST_SPREAD:
+            found.append(
+                f"images differ from one another only {spread:.0%} as much as the teacher's do: so "
+                "few steps make them alike. Use more steps, or a nearer teacher (fewer "
+                "teacher_steps)"
+            )
+        return found
+
+    def _best_standard(self) -> tuple[str, float] | None:
+        """The standard scheduler with the least error on fresh noises, at no more model calls."""
+        fair = {
+            name: baseline["heldout_error"]
+            for name, baseline in self.report["baselines"].items()
+            if baseline["counted"] and baseline.get("heldout_error") is not None
+        }
+        return min(fair.items(), key=lambda entry: entry[1]) if fair else None
 
 
 def train_schedule(
