@@ -32,7 +32,7 @@ def error_against_calls(rows: list[dict[str, Any]]) -> Figure:
         rows: of the benchmark `learning`.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(4.6 * max(len(models), 1), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(4.6 * len(models), 10.5), 4.6), layout="constrained")
     axes = figure.subplots(1, max(len(models), 1), squeeze=False, sharey=True)[0]
     for axis, model in zip(axes, models, strict=False):
         points = method_points([row for row in rows if row["model"] == model])

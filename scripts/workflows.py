@@ -285,13 +285,10 @@ def frontend(browser: Browser, server: ComfyServer) -> Iterator[Page]:
     page = browser.new_page(viewport=WINDOW)
     try:
         page.goto(server.url)
-        page.wait_for_function(
-            "() => window.app?.graph && window.app.extensionManager", timeout=60000
-        )
-        page.wait_for_function(
-            "() => Object.keys(window.LiteGraph.registered_node_types).includes('LD3KSampler')",
-            timeout=60000,
-        )
+        # the empty graph it opens with comes last, and would replace one loaded before
+        opened = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
+        nodes = "'LD3KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
+        page.wait_for_function(f"() => {opened} && {nodes}", timeout=120000)
         yield page
     finally:
         page.close()
