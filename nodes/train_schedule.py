@@ -198,10 +198,10 @@ class LD3TrainSchedule(io.ComfyNode):
                     default=STEPS,
                     optional=True,  # as all below: API workflows made before them lack them
                     tooltip="What to learn. Time steps alone fit any sampler node as SIGMAS. "
-                    "Decoupled times also choose the noise level the network is told at each call: "
-                    "often half the error. D-ODE fits one number a call, in closed form. The full "
-                    "solver learns decoupled times and the sampler's coefficients: the least "
-                    "error. All but the first need LD3 KSampler or the sampler output.",
+                    "Decoupled times also choose the noise level the network is told at each call, "
+                    "for a tenth to a half less error. D-ODE fits one number a call, in closed "
+                    "form. The full solver learns decoupled times and the sampler's coefficients: "
+                    "the least error. All but the first need LD3 KSampler or the sampler output.",
                 ),
                 io.Combo.Input(
                     "optimizer",

@@ -184,6 +184,9 @@ class ScheduleTraining:
                 "every schedule of so few steps ends in infinite or undefined values with this "
                 "sampler; use more steps or another sampler"
             )
+        for error, name, _ in starts:
+            entry = {"start": name, "calls": self.model.calls, "error": error}
+            self.report.history.append(entry)
         error, self.report.start, u = starts[0]
         selection.keep(error, self.student, self.student.start(u))
         self.report.initial_sigmas = self.report.sigmas
