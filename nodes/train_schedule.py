@@ -157,13 +157,13 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "iterations",
-                    default=10,
+                    default=12,
                     min=1,
                     max=200,
                     advanced=True,
                     tooltip="Improvement steps of the best start (two others get a third of them); "
                     "with gradient (Adam), passes over the training noises. More take "
-                    "proportionally longer; 10 is typical.",
+                    "proportionally longer; 12 is typical.",
                 ),
                 io.Int.Input(
                     "training_noises",
