@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Any
 
@@ -11,20 +12,23 @@ PANELS = {
     "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
     "noises": "training noises, Gauss-Newton (+d: and decoupled times)",
     "teacher steps": "steps of the teacher, for a student of n",
-    "distance": "distance, Gauss-Newton",
+    "distance": "distance, Gauss-Newton (hollow: LPIPS, not RMSE)",
     "extras": "optimiser and decoupled times",
 }
 UNORDERED = ("distance", "extras")
+MEASURES: dict[str, dict[str, Any]] = {
+    "heldout_error": {},
+    "heldout_lpips": {"markerfacecolor": "none"},
+}
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
     """A panel an ablation: error over the best of nine schedulers, by setting.
 
-    Points are means over seeds, bars reach from the least to the largest.
+    Points are means over seeds, bars reach from the least to the largest. Hollow points are the
+    LPIPS of rows that have it, over the least of the nine's.
     """
-    yardstick = {
-        _problem(row): row["heldout_error"] for row in rows if row["setting"] == "scheduler:best"
-    }
+    yardstick = {_problem(row): row for row in rows if row["setting"] == "scheduler:best"}
     colours = {problem: f"C{i}" for i, problem in enumerate(yardstick)}
     figure = Figure(figsize=(15, 8.5), dpi=100, layout="constrained")
     axes = figure.subplots(2, 3).flatten()
@@ -36,8 +40,10 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
             own = [row for row in part if _problem(row) == problem]
             shift = 0.08 * (i - (len(problems) - 1) / 2)
             style = {"color": colours[problem], "ls": "none" if ablation in UNORDERED else "-"}
-            _points(axis, own, settings, yardstick[problem], shift, style)
-        labels = [setting.replace("+decoupled", "\n+decoupled") for setting in settings]
+            for measure, filling in MEASURES.items():
+                points = _relative(own, settings, measure, yardstick[problem])
+                _points(axis, points, settings, shift, style | filling)
+        labels = [re.sub(r"(?=\+decoupled)| (?=\()|(?<=-)(?=caption)", "\n", s) for s in settings]
         axis.set_xticks(range(len(settings)), labels, fontsize=9)
         axis.axhline(1, color="0.3", lw=1)
         axis.set(title=title, ylabel="held-out error / best of nine", ylim=(0, None))
@@ -54,18 +60,25 @@ def _problem(row: dict[str, Any]) -> str:
     return f"{row['model']}, {row['sampler']}, {row['steps']} steps{guidance}"
 
 
+def _relative(
+    rows: list[dict[str, Any]], settings: list[str], measure: str, best: dict[str, Any]
+) -> dict[int, list[float]]:
+    """Place on the axis -> a measure of every seed over the yardstick's; empty if none has it."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row[measure] is not None:
+            place = settings.index(row["setting"])
+            found.setdefault(place, []).append(row[measure] / best[measure])
+    return found
+
+
 def _points(
     axis: Any,
-    rows: list[dict[str, Any]],
+    found: dict[int, list[float]],
     settings: list[str],
-    best: float,
     shift: float,
     style: dict[str, Any],
 ) -> None:
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        place = settings.index(row["setting"])
-        found.setdefault(place, []).append(row["heldout_error"] / best)
     # only numbers of one kind are joined by a line
     for _, group in groupby(sorted(found), lambda place: _kind(settings[place])):
         places = list(group)
