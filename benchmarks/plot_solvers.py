@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 COLOURS = {"digits": "tab:blue", "gmm16": "tab:orange", "demo": "tab:green"}
-EXTRAS = ("none", "d-ode", "decoupled", "solver", "solver+mix", "gs-published")
+EXTRAS = ("none", "d-ode", "decoupled", "solver", "solver+mix", "gs-published", "gs-long")
 NO_CALLS = 1  # cannot be drawn on a logarithmic axis
 
 
@@ -96,7 +96,7 @@ def _by_call(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _by_calls_of_learning(axis: Any, rows: list[dict[str, Any]]) -> None:
-    markers = dict(zip(EXTRAS, "oPsD*X", strict=True))
+    markers = dict(zip(EXTRAS, "oPsD*X^", strict=True))
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
         for extras in EXTRAS:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import runs, solvers, subjects, summary_solvers
+from benchmarks import gs, runs, solvers, subjects, summary_solvers
 from benchmarks.plot_solvers import error_ratios, plot
 from ld3.comfy.request import LEARN
 from ld3.training.dode import with_lambdas
@@ -101,6 +101,20 @@ def test_a_row_of_a_learned_schedule_counts_its_teacher_apart(few_noises: None) 
     )
     assert row["model_calls"] > 0 and row["teacher_calls"] == 16 * 20
     assert row["trajectory_distance"] is None and len(row["eval_sigmas"]) == 3
+
+
+def test_gs_is_found_once_and_pays_for_its_teacher(
+    few_noises: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = gs.GsSettings(training_pairs=8, updates=2)
+    monkeypatch.setitem(solvers.GS, "gs-published", settings)
+    cell = {"model": "gmm16", "steps": 3, "seed": 0, "schedule": "learned"}
+    first, second = (
+        solvers.row(sampler=name, extras="gs-published", **cell) for name in ("euler", "ipndm")
+    )
+    assert first | {"sampler": "ipndm"} == second
+    assert (first["model_calls"], first["teacher_calls"]) == (2 * 4 * 3 * 3, 8 * 20)
+    assert first["sample_calls"] == 3
 
 
 def test_distances_along_the_way_are_to_states_at_the_same_level(few_noises: None) -> None:
