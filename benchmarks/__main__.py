@@ -19,6 +19,7 @@ from scripts import comfyui_import
 
 NAMES = (
     "demo", "search", "descent", "teachers", "learning", "memory", "theory", "ablation", "solvers",
+    "overhead",
 )  # fmt: skip
 
 
