@@ -17,7 +17,10 @@ from typing import Any
 
 from scripts import comfyui_import
 
-NAMES = ("demo", "search", "descent", "teachers", "learning", "memory", "theory", "ablation")
+NAMES = (
+    "demo", "search", "descent", "teachers", "learning", "memory", "theory", "ablation", "solvers",
+    "overhead",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from ld3.training.gradient import ADAM
 
 from . import ablation_demo, runs, toys
 from .ablation_demo import LPIPS, Measured
+from .methods import made
 from .plot_ablation import plot  # noqa: F401
 from .subjects import TEACHER, Stage, Subject
 
@@ -113,11 +114,8 @@ def _exact(cell: dict[str, Any], subject: Subject, stage: Stage) -> Measured:
         teacher = stage.standard(*TEACHER[:2], teacher_steps(setting, steps))
     changes = changed_settings(ablation, setting, math.prod(subject.shape), steps)
     learned = runs.learn(subject, stage, sampler, steps, seed, teacher, **changes)
-    error = subject.error(stage, runs.plan_of(learned))
-    # test noises are for the report alone, which is not used here
-    unused = runs.TEST_NOISES * teacher.table.model_calls
-    report = learned.report
-    return Measured(error, report.training_calls, report.teacher_calls - unused)
+    found = made(learned, teacher)
+    return Measured(subject.error(stage, found.plan), found.model_calls, found.teacher_calls)
 
 
 def changed_settings(ablation: str, setting: str, dimension: int, steps: int) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Comparison(NamedTuple):
 
     method: str
     against: str
-    error: float
+    error: float = math.inf
     calls: float = math.inf
 
 
@@ -149,25 +149,53 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + fidelity(rows))
 
 
-def compared(rows: list[dict[str, Any]], wanted: Comparison, models: tuple[str, ...]) -> list[str]:
-    """One line, or none where no cell has both methods."""
+class Ratios(NamedTuple):
+    """A method's error and calls over another's: geometric means over the cells that have both."""
+
+    cells: int
+    wins: int
+    error: float
+    calls: float
+
+
+def ratios(rows: list[dict[str, Any]], wanted: Comparison) -> Ratios | None:
+    """None where no cell has both methods."""
     ours, theirs = cell_means(rows, wanted.method), cell_means(rows, wanted.against)
     both = [cell for cell in ours if cell in theirs]
     if not both:
-        return []
+        return None
     error, calls = (
         math.exp(sum(math.log(ours[c][i] / theirs[c][i]) for c in both) / len(both)) for i in (0, 1)
     )
     wins = sum(ours[cell][0] <= theirs[cell][0] for cell in both)
-    text = f"  {wanted.method} / {wanted.against}, {'+'.join(models)} ({len(both)} cells): "
-    text += f"error {error:.3f}, calls {calls:.3f} = 1/{1 / calls:.1f}, better in {wins}"
-    if len(models) == 1:
-        return [text]
+    return Ratios(len(both), wins, error, calls)
+
+
+def compared(rows: list[dict[str, Any]], wanted: Comparison, models: tuple[str, ...]) -> list[str]:
+    """One line, or none where no cell has both methods; aims are for all models together."""
+    found = ratios(rows, wanted)
+    if found is None:
+        return []
+    text = f"  {described(found, wanted, models)}"
+    return [text if len(models) == 1 else f"{text} ({verdict(found, wanted)})"]
+
+
+def described(found: Ratios, wanted: Comparison, models: tuple[str, ...]) -> str:
+    """The ratios in words."""
+    calls = f"{found.calls:.3f}" + (f" = 1/{1 / found.calls:.1f}" if found.calls < 1 else "")
+    return (
+        f"{wanted.method} / {wanted.against}, {'+'.join(models)} ({found.cells} cells): error "
+        f"{found.error:.3f}, calls {calls}, better in {found.wins}"
+    )
+
+
+def verdict(found: Ratios, wanted: Comparison) -> str:
+    """What was aimed at, and whether it is reached."""
     aim = f"error <= {wanted.error:g}"
     if math.isfinite(wanted.calls):
         aim += f", calls <= 1/{1 / wanted.calls:g}"
-    reached = error <= wanted.error and calls <= wanted.calls
-    return [f"{text} (aim: {aim}; {'reached' if reached else 'MISSED'})"]
+    reached = found.error <= wanted.error and found.calls <= wanted.calls
+    return f"aim: {aim}; {'reached' if reached else 'MISSED'}"
 
 
 def cell_means(

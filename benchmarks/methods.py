@@ -12,15 +12,14 @@ from ld3.parameters import check_sigmas
 from ld3.solver import Plan
 from ld3.teacher import Pairs, student_samples
 from ld3.training.gradient import ADAM
-from ld3.training.loop import ScheduleTraining
-from ld3.training.settings import TrainingSettings
+from ld3.training.loop import Learned
 
-from . import baselines
+from . import baselines, runs
 from .official import NOISE_PREDICTING, OfficialSettings, OfficialTraining
 from .subjects import TRAINING_SEED, Stage, Subject
 
 DMN_ORDER = {"euler": 1, "dpmpp_2m": 2}  # the others are of order 3
-NOISES, TEST_NOISES, GITS_NOISES = 32, 4, 256
+GITS_NOISES = 256
 
 
 class Made(NamedTuple):
@@ -96,29 +95,21 @@ def _official(
 
 def _ours(subject: Subject, stage: Stage, sampler: str, steps: int, method: str, seed: int) -> Made:
     base, _, extra = method.partition("+")
-    settings = TrainingSettings(
-        steps=steps,
+    learned = runs.learn(
+        subject,
+        stage,
+        sampler,
+        steps,
+        seed,
         decoupled=extra == "decoupled",
-        training_noises=NOISES,
-        validation_noises=NOISES,
-        test_noises=TEST_NOISES,
-        batch_size=subject.training_batch,
-        seed=seed,
         gradient=ADAM if base == "gradient" else None,
     )
-    training = ScheduleTraining(
-        stage.model,
-        stage.traced(sampler),
-        stage.teacher,
-        stage.schedules(sampler, steps),
-        settings,
-        start_sigma=stage.model.sigma_max,
-    )
-    stage.model.calls = 0
-    noise = subject.noises(settings.noises, TRAINING_SEED + seed)
-    learned = training.run(noise, torch.zeros_like(noise))
-    report = learned.report
-    # the test noises only report, and are not used here
-    teacher_calls = report.teacher_calls - TEST_NOISES * stage.teacher.table.model_calls
+    return made(learned, stage.teacher)
+
+
+def made(learned: Learned, teacher: Plan) -> Made:
+    """A learning run's plan and calls; its test noises only report, and are not counted."""
     check_sigmas(learned.sigmas)
-    return Made(Plan(learned.sigmas, learned.table), report.training_calls, teacher_calls)
+    report = learned.report
+    unused = runs.TEST_NOISES * teacher.table.model_calls
+    return Made(runs.plan_of(learned), report.training_calls, report.teacher_calls - unused)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import learning, methods, plots, problems, subjects
+from benchmarks import learning, methods, plots, problems, runs, subjects
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,7 +18,7 @@ def few_noises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Subjects that are measured on few noises; what they keep is not for other tests."""
     monkeypatch.setattr(subjects.Subject, "heldout_noises", 16)
     monkeypatch.setattr(subjects.Subject, "frechet_noises", 32)
-    monkeypatch.setattr(methods, "NOISES", 8)
+    monkeypatch.setattr(runs, "NOISES", 8)
     monkeypatch.setattr(methods, "GITS_NOISES", 8)
     subjects.load.cache_clear()
     yield
