@@ -23,7 +23,7 @@ from ld3.training.settings import TrainingSettings
 from .problems import uniform_log_snr
 from .subjects import TEACHER, TRAINING_SEED, Stage, Subject
 
-NOISES, TEST_NOISES, BATCH = 32, 4, 512
+NOISES, TEST_NOISES, BATCH = 32, 4, 64
 POINTS = 16  # of a descent at which it is measured
 LOWEST_START = 0.1  # sigma
 ITERATIONS = TrainingSettings.iterations  # of Gauss-Newton

@@ -77,7 +77,7 @@ class Subject:
         moments: mean (d,) and covariance (d, d) of the data.
     """
 
-    heldout_noises, frechet_noises, batch = 512, 4096, 512
+    heldout_noises, frechet_noises, batch = 512, 4096, 64
     training_batch = 32
     variance_preserving = has_tables = False
 

@@ -28,7 +28,7 @@ SIZE = 8
 TINY = {
     "sampler_name": "euler", "steps": 3, "cfg": 1.0, "name": "extras", "seed": 0,
     "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 12,
-    "retrain": False, "denoise": 1.0, "distance": "pseudo-huber", "iterations": 4,
+    "retrain": False, "denoise": 1.0, "distance": "pseudo-huber", "iterations": 8,
     "training_noises": 8, "heldout_noises": 4, "batch_size": 8,
     "learn": "time steps + decoupled times",
 }  # fmt: skip

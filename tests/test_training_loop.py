@@ -125,6 +125,9 @@ def test_the_learned_schedule_beats_every_standard_one_on_noises_it_never_saw(
 
     unseen = noise[-settings.test_noises :]
     assert report.heldout_error == pytest.approx(heldout(run, task, sigmas, unseen), rel=1e-4)
+    learned_from = noise[: settings.training_noises]
+    error = heldout(run, task, sigmas, learned_from)
+    assert report.training_error == pytest.approx(error, rel=1e-4)
     for baseline in report.baselines.values():
         error = heldout(run, task, torch.tensor(baseline["sigmas"]), unseen)
         assert baseline["heldout_error"] == pytest.approx(error, rel=1e-4)
@@ -153,10 +156,27 @@ def test_every_model_call_is_counted_and_reported() -> None:
     assert all(progress.calls <= progress.planned_calls for progress in told)
 
 
-def test_the_plan_announces_about_as_many_calls_as_are_made() -> None:
-    task, told = problem("gmm16"), []
-    training(task, watch=lambda progress: told.append(progress)).run(*noises(task))
-    assert 0.75 < told[0].planned_calls / task.model.calls < 1.5
+@pytest.mark.parametrize(
+    "extras",
+    [{}, {"decoupled": True}, {"decoupled": True, "order": 1, "output_mix": True}],
+    ids=["steps", "decoupled", "solver"],
+)
+def test_the_plan_announces_about_as_many_calls_as_are_made(extras: dict[str, Any]) -> None:
+    task, told, settings = problem("gmm16"), [], replace(SMOOTH, **extras)
+    run = training(task, settings, watch=lambda progress: told.append(progress))
+    run.run(*noises(task, settings))
+    assert 0.8 < told[0].planned_calls / task.model.calls < 1.25
+
+
+def test_extras_bring_samples_nearer_the_teacher_on_noises_never_seen() -> None:
+    task, errors = problem("digits"), []
+    for extras in ({}, {"decoupled": True}, {"decoupled": True, "order": 1, "output_mix": True}):
+        settings = replace(SMOOTH, **extras)
+        errors.append(training(task, settings).run(*noises(task, settings)).report)
+    steps, decoupled, solver = (report.heldout_error for report in errors)
+    assert decoupled < 0.8 * steps and solver < 0.9 * decoupled
+    assert errors[1].extras == ["decoupled times"]
+    assert errors[2].extras[:2] == ["decoupled times", "solver corrections"]
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

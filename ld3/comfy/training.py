@@ -60,10 +60,8 @@ class TrainingResult:
         parts = [f"{self.path.name}: {info.steps} steps of {info.sampler}, {how}"]
         if report["heldout_error"] is not None:
             parts.append(f"error to the teacher {report['heldout_error']:.4g}")
-        if info.extras and report["steps_error"] is not None:
-            parts.append(
-                f"steps alone, without {', '.join(info.extras)}, {report['steps_error']:.4g}"
-            )
+        if report.get("training_error") is not None:
+            parts.append(f"on the training noises {report['training_error']:.4g}")
         standard = self._best_standard()
         if standard:
             parts.append(f"best standard scheduler ({standard[0]}) {standard[1]:.4g}")

@@ -18,19 +18,16 @@ from ..solver import Plan, Sampler, SolverTable
 from ..student import Student
 from ..teacher import Pairs, TargetStore, student_samples, teach
 from .dode import distill, with_lambdas
-from .gauss_newton import GaussNewton
 from .gradient import GradientSettings, descend_by_gradient
+from .halving import descend_by_gauss_newton
 from .initial import few_elements
 from .output_mix import output_mix
 from .report import Progress, Report, Watcher
 from .screening import Start, screened_starts
 from .selection import Selection, errors
-from .settings import ITERATIONS_A_VALIDATION, TrainingSettings, planned_calls
+from .settings import TrainingSettings, planned_calls
 
 logger = logging.getLogger(__name__)
-
-EXTRAS_LARGEST_STEP = 0.3  # steps have converged by then
-EXTRAS_SMALLEST_STEP = 0.03
 
 
 class Learned(NamedTuple):
@@ -130,10 +127,10 @@ class ScheduleTraining:
             self.report,
             self._tell,
         )
-        steps_only = self._learn(training, selection)
+        self._learn(training, selection)
         plan = self._choose(selection)
         self.report.training_calls = self.model.calls - self.report.teacher_calls
-        self._measure(plan, steps_only, test)
+        self._measure(plan, training, test)
         return Learned(*plan, self.report)
 
     def _plans(self, schedules: dict[str, Tensor]) -> dict[str, Plan]:
@@ -174,83 +171,37 @@ class ScheduleTraining:
                 return Distance(name, max(float(found.median()), 1e-6), features)
         return Distance(name, float(validation.target.std()), features)
 
-    def _learn(self, training: Pairs, selection: Selection) -> Plan:
-        """Learn the steps, then the extras; returns the best plan of steps alone."""
+    def _learn(self, training: Pairs, selection: Selection) -> None:
+        """Leave the best plan in `selection`."""
+        s = self.settings
         starts = screened_starts(
-            self.student, self.baselines, self.teacher, training, selection, self.settings.seed
+            self.student, self.baselines, self.teacher, training, selection, s.starts, s.seed
         )
-        if not math.isfinite(starts[0][0]):
+        error, self.report.start, u = starts[0]
+        if not math.isfinite(error):
             raise ValueError(
                 "every schedule of so few steps ends in infinite or undefined values with this "
                 "sampler; use more steps or another sampler"
             )
-        for error, name, _ in starts:
-            entry = {"start": name, "calls": self.model.calls, "error": error}
-            self.report.history.append(entry)
-        error, self.report.start, u = starts[0]
-        selection.keep(error, self.student, self.student.start(u))
+        theta = self.student.start(u)
+        # kept even if one of all the noises fails
+        selection.keep(selection.offer(self.report.start, self.student, theta), self.student, theta)
         self.report.initial_sigmas = self.report.sigmas
-        order = torch.Generator().manual_seed(self.settings.seed)
-        if self.settings.gradient:
-            self._gradient(starts, training, selection, order, self.settings.gradient)
+        order = torch.Generator().manual_seed(s.seed)
+        student = replace(self.student, decoupled=s.decoupled, order=s.order)
+        if s.gradient:
+            self._gradient(student, starts[0], training, selection, order, s.gradient)
         else:
-            self._gauss_newton(starts, training, selection, order)
-        steps_only = selection.best_plan
-        if self.settings.decoupled or self.settings.order:
-            self._extend(training, selection, order)
-        if self.settings.dode:
+            descend_by_gauss_newton(student, starts, training, selection, s, order)
+        if s.dode:
             self._distill(training, selection)
-        if self.settings.output_mix:
+        if s.output_mix:
             self._tell("mixing outputs")
             mixed = output_mix(
-                self.model,
-                selection.best_plan,
-                training,
-                selection.distance,
-                self.settings.batch_size,
+                self.model, selection.best_plan, training, selection.distance, s.batch_size
             )
             if mixed is not None:
                 selection.offer_extra("output mix", mixed)
-        return steps_only
-
-    def _gauss_newton(
-        self, starts: list[Start], training: Pairs, selection: Selection, order: torch.Generator
-    ) -> None:
-        """Descend from all starts for a third of the iterations, go on with the best."""
-        s = self.settings
-        descents = [
-            GaussNewton(self.student, self.student.start(u), s.iterations, s.gauss_newton)
-            for _, _, u in starts
-        ]
-        names = [name for _, name, _ in starts]
-        heat = max(1, s.iterations // 3)
-        for iteration in range(heat):
-            for descent in descents:
-                self._iterate(descent, training, selection, order)
-            self._tell(f"learning: iteration {iteration + 1} of {s.iterations}")
-        reached = [
-            selection.offer(name, self.student, descent.theta)
-            for name, descent in zip(names, descents, strict=True)
-        ]
-        best = reached.index(min(reached))
-        self._descend(descents[best], names[best], training, selection, order)
-
-    def _extend(self, training: Pairs, selection: Selection, order: torch.Generator) -> None:
-        """Learn extras together with the steps, from the best steps on."""
-        s = self.settings
-        student = replace(self.student, decoupled=s.decoupled, order=s.order)
-        theta = student.start(selection.best_theta)
-        name = " and ".join(student.extras)
-        if s.gradient:
-            descend_by_gradient(student, theta, training, selection, s.gradient, order, name)
-            return
-        constants = replace(
-            s.gauss_newton,
-            largest_step=EXTRAS_LARGEST_STEP,
-            smallest_step=EXTRAS_SMALLEST_STEP,
-        )
-        descent = GaussNewton(student, theta, s.extra_iterations, constants)
-        self._descend(descent, name, training, selection, order)
 
     def _distill(self, training: Pairs, selection: Selection) -> None:
         """Fit D-ODE's lambdas to the best plan."""
@@ -262,39 +213,23 @@ class ScheduleTraining:
         if found.lambdas.any() and selection.offer_extra("D-ODE", extended):
             self.report.lambdas = found.lambdas.tolist()
 
-    def _descend(
-        self,
-        descent: GaussNewton,
-        name: str,
-        training: Pairs,
-        selection: Selection,
-        order: torch.Generator,
-    ) -> None:
-        """All iterations that are left; every third result, and the last, may be the best."""
-        what = "".join(f" {extra}" for extra in descent.student.extras[:1])
-        while descent.done < descent.iterations:
-            self._iterate(descent, training, selection, order)
-            if (descent.iterations - descent.done) % ITERATIONS_A_VALIDATION == 0:
-                selection.offer(name, descent.student, descent.theta)
-            self._tell(f"learning{what}: iteration {descent.done} of {descent.iterations}")
-
-    def _iterate(
-        self, descent: GaussNewton, training: Pairs, selection: Selection, order: torch.Generator
-    ) -> None:
-        s = self.settings
-        chosen = torch.randperm(len(training), generator=order)[: s.gauss_newton.noises]
-        descent.step(training[chosen], selection.distance, s.batch_size)
-
     def _gradient(
         self,
-        starts: list[Start],
+        student: Student,
+        start: Start,
         training: Pairs,
         selection: Selection,
         order: torch.Generator,
         settings: GradientSettings,
     ) -> None:
-        theta = self.student.start(starts[0][2])
-        descend_by_gradient(self.student, theta, training, selection, settings, order, starts[0][1])
+        """Learn the steps, then the extras together with them."""
+        _, name, u = start
+        descend_by_gradient(
+            self.student, self.student.start(u), training, selection, settings, order, name
+        )
+        if student.extras:
+            theta, name = student.start(selection.best_theta), " and ".join(student.extras)
+            descend_by_gradient(student, theta, training, selection, settings, order, name)
 
     def _choose(self, selection: Selection) -> Plan:
         """What was learned, or the standard schedule that did better on the validation noises."""
@@ -307,12 +242,11 @@ class ScheduleTraining:
         self.report.eval_sigmas = []
         return self.baselines[best]
 
-    def _measure(self, plan: Plan, steps_only: Plan, test: Pairs) -> None:
+    def _measure(self, plan: Plan, training: Pairs, test: Pairs) -> None:
         before, report = self.model.calls, self.report
         self._tell("measuring the learned schedule")
         report.heldout_error, report.spread = self._heldout(plan, test), self._spread(plan, test)
-        if report.extras:
-            report.steps_error = self._heldout(steps_only, test)
+        report.training_error = self._heldout(plan, training)
         initial = torch.tensor(report.initial_sigmas)
         report.initial_error = self._heldout(Plan(initial, self.sampler.table(initial)), test)
         for name, baseline in self.baselines.items():

@@ -17,7 +17,8 @@ class Report:
         chosen: "learned", or the name of the standard schedule that won on validation.
         heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
         initial_error: the same for the schedule the descent began with.
-        steps_error: the same for the best schedule before extras were learned; None without.
+        training_error: of the schedule returned on the noises it was learned from; far below
+            heldout_error it has learned those by heart.
         spread: mean distance between the student's test samples, relative to the teacher's; well
             below 1 the student makes everything alike.
         extras: what was learned besides steps: "decoupled times", "solver corrections", "D-ODE",
@@ -36,7 +37,7 @@ class Report:
     chosen: str = "learned"
     heldout_error: float = math.nan
     initial_error: float = math.nan
-    steps_error: float | None = None
+    training_error: float = math.nan
     spread: float = math.nan
     extras: list[str] = field(default_factory=list)
     initial_sigmas: list[float] = field(default_factory=list)

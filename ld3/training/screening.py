@@ -12,7 +12,6 @@ from ..teacher import Pairs, student_samples
 from .initial import TrajectorySurrogate, few_elements, surrogate_starts
 from .selection import Selection
 
-STARTS = 3  # schedules that get a descent of their own: basins differ more than optimisers do
 TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
 STANDARD = 4  # standard schedules, the best on those, that the real model screens
 CANDIDATES = 6  # schedules found on them that the real model screens
@@ -20,7 +19,7 @@ DIFFERENT = 0.3  # in u: starts nearer to each other share a basin
 SCREENING_NOISES = 16  # of the validation noises; they rank starts and standard schedules
 
 Start = tuple[float, str, Tensor]
-"""(validation error, name, u)."""
+"""(error on the screening noises, name, u)."""
 
 
 def screened_starts(
@@ -29,11 +28,13 @@ def screened_starts(
     teacher: Plan,
     training: Pairs,
     selection: Selection,
+    wanted: int,
     seed: int,
 ) -> list[Start]:
     """The best starts that differ, best first; the report learns the baselines' errors.
 
     Args:
+        wanted: how many starts, if there are so many.
         baselines: name -> standard plan; those with the student's steps and calls can be starts.
         teacher: sampled on a few of the training noises.
     """
@@ -67,10 +68,7 @@ def screened_starts(
     for candidate in sorted(scored, key=lambda c: c[0]):
         if all(float((candidate[2] - k[2]).abs().max()) > DIFFERENT for k in kept):
             kept.append(candidate)
-    starts = [
-        (selection.error(student.plan(student.start(u))), name, u) for _, name, u in kept[:STARTS]
-    ]
-    return sorted(starts, key=lambda c: c[0])
+    return kept[:wanted]
 
 
 def trajectory_surrogate(

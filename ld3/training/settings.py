@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .dode import TEACHER_STEPS
 from .gauss_newton import GaussNewtonSettings
 from .gradient import GradientSettings
-from .screening import CANDIDATES, SCREENING_NOISES, STANDARD, STARTS
+from .screening import CANDIDATES, SCREENING_NOISES, STANDARD
 
 ITERATIONS_A_VALIDATION = 3  # validation noises are many; iterations in a row are alike
+
+
+class Round(NamedTuple):
+    """So many descents side by side make so many iterations of so many noises each."""
+
+    descents: int
+    iterations: int
+    noises: int
 
 
 @dataclass(frozen=True)
@@ -19,14 +28,13 @@ class TrainingSettings:
 
     Attributes:
         steps: N of the student.
-        decoupled: learn decoupled times too, after the steps.
+        decoupled: learn decoupled times together with the steps.
         order: with decoupled times, how far back corrections of the sampler's coefficients reach.
         output_mix: mix the outputs of all calls in closed form, at last.
         dode: fit D-ODE's lambdas to the steps.
         training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
             the second chooses the schedule, the third is only reported.
-        iterations: Gauss-Newton iterations of the best start (the others get a third of them);
-            extras take a third more again.
+        iterations: Gauss-Newton iterations, see `rounds`.
         distance: one of `ld3.metrics.DISTANCES`.
         batch_size: samples a network call.
         seed: of noises' order and of the search for starts.
@@ -54,9 +62,23 @@ class TrainingSettings:
         return self.training_noises + self.validation_noises + self.test_noises
 
     @property
-    def extra_iterations(self) -> int:
-        """Gauss-Newton iterations after those of the steps alone."""
-        return self.iterations + self.iterations // 3
+    def rounds(self) -> tuple[Round, ...]:
+        """Gauss-Newton's rounds of successive halving.
+
+        Steps alone: `iterations` for the best of three. With decoupled times basins differ more, so
+        six descend, and the best goes on for 1.6 times as long.
+        """
+        noises, few = self.gauss_newton.noises, max(1, self.gauss_newton.noises // 2)
+        if not (self.decoupled or self.order):
+            heat = max(1, self.iterations // 3)
+            return Round(3, heat, noises), Round(1, self.iterations - heat, noises)
+        heat = max(1, round(0.4 * self.iterations))
+        return Round(6, heat, few), Round(2, heat, noises), Round(1, 2 * heat, noises)
+
+    @property
+    def starts(self) -> int:
+        """How many schedules get a descent of their own."""
+        return 1 if self.gradient else self.rounds[0].descents
 
 
 def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competitors: int) -> int:
@@ -70,16 +92,7 @@ def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competito
     if s.gradient:
         learning = s.gradient.planned_calls(s, calls, validation)
     else:
-        heat = max(1, s.iterations // 3)
-        steps = s.gauss_newton.noises * calls * (s.steps + 1) // 2
-        left = s.iterations - heat
-        learning = (STARTS * heat + left) * steps
-        learning += validation * (STARTS + math.ceil(left / ITERATIONS_A_VALIDATION))
-        if s.decoupled or s.order:
-            extras = s.gauss_newton.noises * calls * (calls - 1) // 2
-            extras *= int(s.decoupled) + s.order
-            learning += s.extra_iterations * (steps + extras)
-            learning += validation * math.ceil(s.extra_iterations / ITERATIONS_A_VALIDATION)
+        learning = gauss_newton_calls(s, calls)
     if s.dode:
         per_noise = TEACHER_STEPS * s.steps + 2 * calls
         learning += (s.training_noises + s.validation_noises) * per_noise
@@ -88,7 +101,25 @@ def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competito
     return (
         s.noises * teacher_calls
         + calls * SCREENING_NOISES * (min(competitors, STANDARD) + CANDIDATES)
-        + validation * (STARTS + 2)
+        + 3 * validation
         + learning
         + s.test_noises * calls * (competitors + 3)
+        + s.training_noises * calls
     )
+
+
+def gauss_newton_calls(s: TrainingSettings, calls: int) -> int:
+    """Model calls of all rounds, for a student of so many calls a sample."""
+    a_noise = calls * (s.steps + 1) // 2 + int(s.decoupled) * calls * (calls - 1) // 2
+    corrections = s.order * calls * (calls - 1) // 2
+    rounds, total = s.rounds, 0
+    for i, (descents, iterations, noises) in enumerate(rounds):
+        total += descents * iterations * noises * a_noise
+        if descents == 1:
+            total += iterations * noises * corrections
+            total += math.ceil(iterations / ITERATIONS_A_VALIDATION) * s.validation_noises * calls
+        else:
+            last = rounds[i + 1].descents == 1
+            judges = s.validation_noises if last else min(SCREENING_NOISES, s.validation_noises)
+            total += descents * judges * calls
+    return total

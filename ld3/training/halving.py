@@ -1,0 +1,83 @@
+"""Gauss-Newton from several starts, by successive halving (Jamieson & Talwalkar 2016).
+
+Where a descent begins decides more than how it goes on: with decoupled times the same settings end
+anywhere within a factor of two. So several descend for a few iterations, and the ones that come
+nearest the teacher go on. Decoupled times are learned together with the steps from the first
+iteration on: a basin that is good for steps alone need not be good for both. Corrections of the
+coefficients join in the last round: among more free numbers, few noises choose a basin badly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..student import Student
+from ..teacher import Pairs
+from .gauss_newton import GaussNewton
+from .screening import SCREENING_NOISES, Start
+from .selection import Selection
+from .settings import ITERATIONS_A_VALIDATION, TrainingSettings
+
+EXTRAS_LARGEST_STEP = 0.6  # decoupled times and corrections are small numbers
+EXTRAS_SMALLEST_STEP = 0.03
+
+Descents = list[tuple[str, GaussNewton]]
+
+
+def descend_by_gauss_newton(
+    student: Student,
+    starts: list[Start],
+    training: Pairs,
+    selection: Selection,
+    settings: TrainingSettings,
+    order: torch.Generator,
+) -> None:
+    """All rounds of the settings; the best by validation is left in `selection`.
+
+    Args:
+        student: what to learn, extras included.
+        starts: best first.
+        order: draws the noises of each iteration.
+    """
+    constants = settings.gauss_newton
+    if student.extras:
+        constants = replace(
+            constants, largest_step=EXTRAS_LARGEST_STEP, smallest_step=EXTRAS_SMALLEST_STEP
+        )
+    uncorrected = replace(student, order=0)
+    total = sum(r.iterations for r in settings.rounds)
+    what, done = "".join(f", {extra}" for extra in student.extras), 0
+    descents: Descents = [
+        (name, GaussNewton(uncorrected, uncorrected.start(u), total, constants))
+        for _, name, u in starts
+    ]
+    for planned in settings.rounds:
+        descents = _nearest(descents, planned.descents, selection)
+        if planned.descents == 1 and student.extras:
+            name, descent = descents[0]
+            last = GaussNewton(student, student.start(descent.theta), total, constants)
+            last.done = done
+            descents = [(name, last)]
+        for left in reversed(range(planned.iterations)):
+            for _, descent in descents:
+                chosen = torch.randperm(len(training), generator=order)[: planned.noises]
+                descent.step(training[chosen], selection.distance, settings.batch_size)
+            if planned.descents == 1 and left % ITERATIONS_A_VALIDATION == 0:
+                name, descent = descents[0]
+                selection.offer(name, descent.student, descent.theta)
+            done += 1
+            selection.tell(f"learning time steps{what}: iteration {done} of {total}")
+
+
+def _nearest(descents: Descents, keep: int, selection: Selection) -> Descents:
+    """The descents that came nearest the teacher on validation noises."""
+    if len(descents) <= keep:
+        return descents
+    if keep == 1:
+        reached = [selection.offer(name, d.student, d.theta) for name, d in descents]
+    else:
+        few = selection.validation[:SCREENING_NOISES]
+        reached = [selection.error(d.student.plan(d.theta), few) for _, d in descents]
+    return [descents[i] for i in sorted(range(len(descents)), key=reached.__getitem__)[:keep]]
