@@ -5,7 +5,8 @@
 - distance: latent distances, with Gauss-Newton; on the demo model also LPIPS, by a network trained
   here on its data (`perceptual_network`), not by LPIPS' own.
 - extras: both optimisers, with and without decoupled times.
-- noises: Gauss-Newton's training noises (as many again validate); "+d" with decoupled times.
+- noises: Gauss-Newton's training noises (as many again, but at least 16, validate); "+d" with
+  decoupled times, "+s" the full solver.
 - teacher steps: dpmpp_2m karras teachers of n+1, 2n, 4n and 10n steps for a student of n.
 - yardstick: the best of ComfyUI's nine schedulers on the held-out noises themselves, and the
   default teacher (dpmpp_2m, 20 karras steps).
@@ -56,6 +57,11 @@ PROBLEMS = (("digits", "dpmpp_2m", 4), ("digits", "ipndm", 4), ("gmm16", "dpmpp_
 RADII = ("0 %", "0.1 %", "0.3 %", "1 %", "3 %", "10 %", "paper")
 DISTANCES = ("pseudo-huber", "l2", "l1")
 EXTRAS = ("gauss-newton", "gauss-newton+decoupled", "gradient", "gradient+decoupled")
+NOISES_EXTRAS: dict[str, dict[str, Any]] = {
+    "": {},
+    "d": {"decoupled": True},
+    "s": {"decoupled": True, "order": 1, "output_mix": True},
+}
 NOISES = ("4", "8", "16", "32", "64", "128")
 TEACHERS = ("n+1", "2n", "4n", "10n")
 CFGS, DISTANCES_CFG = (1.0, 4.0, 7.0), 1.0  # of the demo model
@@ -64,7 +70,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "soft radius": RADII,
     "distance": DISTANCES,
     "extras": EXTRAS,
-    "noises": (*NOISES, *(f"{count}+d" for count in NOISES)),
+    "noises": tuple(f"{n}+{extra}".rstrip("+") for extra in NOISES_EXTRAS for n in NOISES),
     "teacher steps": TEACHERS,
 }
 
@@ -130,8 +136,9 @@ def changed_settings(ablation: str, setting: str, dimension: int, steps: int) ->
         return {"gradient": gradient, "decoupled": bool(extra)}
     if ablation == "noises":
         count, _, extra = setting.partition("+")
-        noises = {"training_noises": int(count), "validation_noises": int(count)}
-        return {**noises, "decoupled": bool(extra)}
+        # never fewer than 16 judge, as in the node
+        noises = {"training_noises": int(count), "validation_noises": max(16, int(count))}
+        return noises | NOISES_EXTRAS[extra]
     return {}
 
 

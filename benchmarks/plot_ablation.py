@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 PANELS = {
     "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
-    "noises": "training noises, Gauss-Newton (+d: and decoupled times)",
+    "noises": "training noises (+d: decoupled times, +s: full solver)",
     "teacher steps": "steps of the teacher, for a student of n",
     "distance": "distance, Gauss-Newton (hollow: LPIPS, not RMSE)",
     "extras": "optimiser and decoupled times",
@@ -90,4 +90,4 @@ def _points(
 
 
 def _kind(setting: str) -> str:
-    return "+d" if setting.endswith("+d") else setting if setting == "paper" else ""
+    return setting if setting == "paper" else setting.partition("+")[2]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-LEARNED, OTHERS, BEST = "#d1495b", "#c9ced6", "#30638e"
+LEARNED, TRAINED, OTHERS, BEST = "#d1495b", "#eeb9c0", "#c9ced6", "#30638e"
 
 
 def report_picture(report: dict[str, Any], title: str) -> np.ndarray:
@@ -91,6 +91,10 @@ def _draw_errors(axes, report: dict[str, Any]) -> None:
     learned = report["heldout_error"]
     if learned is not None and np.isfinite(learned):
         values, colours, labels = [*values, learned], [*colours, LEARNED], [*labels, "learned"]
+    trained = report.get("training_error")
+    if trained is not None and np.isfinite(trained):
+        values, colours = [*values, trained], [*colours, TRAINED]
+        labels = [*labels, "learned, on training noises"]
     axes.barh(range(len(values)), values, color=colours)
     for i, value in enumerate(values):
         axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)

@@ -388,6 +388,7 @@ def test_a_missing_perceptual_network_is_named_before_any_work(
     [
         ({"spread": 0.8, "heldout_error": 0.0}, ["80%", "Use more steps"]),
         ({"spread": 0.95, "heldout_error": 1e9}, ["came nearer", "1e+09", "training_noises"]),
+        ({"spread": 0.95, "heldout_error": 2e-9, "training_error": 1e-10}, ["by heart", "1e-10"]),
         ({"spread": 0.95, "heldout_error": 0.0}, []),
     ],
 )

@@ -16,7 +16,7 @@ from ld3.plots import report_picture
 from ld3.training.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
-LEARNED = (0xD1, 0x49, 0x5B)
+LEARNED, TRAINED = (0xD1, 0x49, 0x5B), (0xEE, 0xB9, 0xC0)
 
 
 def finished() -> dict[str, Any]:
@@ -63,6 +63,15 @@ def assert_is_picture(picture: np.ndarray) -> None:
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     assert min(picture.shape[:2]) >= 300
     assert picture.std() > 5  # something is drawn
+
+
+def test_the_error_on_training_noises_stands_beside_the_one_on_fresh_noises() -> None:
+    plain, both = (
+        report_picture(finished() | {"training_error": error}, "dpmpp_2m")
+        for error in (float("nan"), 0.08)
+    )
+    before, after = pixels_like(plain, TRAINED), pixels_like(both, TRAINED)
+    assert after > before + 100
 
 
 def test_a_report_picture_shows_the_learned_schedule() -> None:

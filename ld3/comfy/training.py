@@ -37,6 +37,7 @@ from .session import Session, save_schedule, saved_schedule
 
 logger = logging.getLogger(__name__)
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples visibly grow alike
+BY_HEART = 0.5  # of the error on fresh noises; an error below it is not what was learned for all
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ class TrainingResult:
                 f"on fresh noises the standard scheduler {standard[0]} came nearer to the teacher "
                 f"({standard[1]:.4g} against {learned:.4g}): use it, or learn from more "
                 "training_noises"
+            )
+        trained = report.get("training_error")
+        if trained is not None and learned is not None and trained < BY_HEART * learned:
+            found.append(
+                f"the error on the training noises is {trained:.4g}, on fresh ones {learned:.4g}: "
+                "too few noises were learned by heart; raise training_noises"
             )
         spread = report.get("spread")
         if spread is not None and spread < LEAST_SPREAD:
