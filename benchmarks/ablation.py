@@ -32,6 +32,7 @@ from ld3.training.gradient import ADAM
 
 from . import ablation_demo, runs, toys
 from .ablation_demo import LPIPS, Measured
+from .methods import EXTRAS as LEARNED
 from .methods import made
 from .plot_ablation import plot  # noqa: F401
 from .subjects import TEACHER, Stage, Subject
@@ -57,11 +58,7 @@ PROBLEMS = (("digits", "dpmpp_2m", 4), ("digits", "ipndm", 4), ("gmm16", "dpmpp_
 RADII = ("0 %", "0.1 %", "0.3 %", "1 %", "3 %", "10 %", "paper")
 DISTANCES = ("pseudo-huber", "l2", "l1")
 EXTRAS = ("gauss-newton", "gauss-newton+decoupled", "gradient", "gradient+decoupled")
-NOISES_EXTRAS: dict[str, dict[str, Any]] = {
-    "": {},
-    "d": {"decoupled": True},
-    "s": {"decoupled": True, "order": 1, "output_mix": True},
-}
+NOISES_EXTRAS = {"": LEARNED[""], "d": LEARNED["decoupled"], "s": LEARNED["solver+mix"]}
 NOISES = ("4", "8", "16", "32", "64", "128")
 TEACHERS = ("n+1", "2n", "4n", "10n")
 CFGS, DISTANCES_CFG = (1.0, 4.0, 7.0), 1.0  # of the demo model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,13 @@ from .subjects import TRAINING_SEED, Stage, Subject
 
 DMN_ORDER = {"euler": 1, "dpmpp_2m": 2}  # the others are of order 3
 GITS_NOISES = 256
+EXTRAS: dict[str, dict[str, Any]] = {
+    "": {},
+    "decoupled": {"decoupled": True},
+    "solver": {"decoupled": True, "order": 1},
+    "solver+mix": {"decoupled": True, "order": 1, "output_mix": True},
+}
+"""What is learned besides steps, as fields of `TrainingSettings`."""
 
 
 class Made(NamedTuple):
@@ -101,7 +108,7 @@ def _ours(subject: Subject, stage: Stage, sampler: str, steps: int, method: str,
         sampler,
         steps,
         seed,
-        decoupled=extra == "decoupled",
+        **EXTRAS[extra],
         gradient=ADAM if base == "gradient" else None,
     )
     return made(learned, stage.teacher)

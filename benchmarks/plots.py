@@ -20,6 +20,7 @@ STYLES = {
     "gradient+decoupled": ("gradient, decoupled times", "D", "tab:orange"),
     "gauss-newton": ("Gauss-Newton", "o", "tab:blue"),
     "gauss-newton+decoupled": ("Gauss-Newton, decoupled times", "*", "tab:blue"),
+    "gauss-newton+solver+mix": ("Gauss-Newton, full solver", "P", "tab:blue"),
 }
 
 

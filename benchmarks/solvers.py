@@ -50,7 +50,7 @@ from ld3.teacher import Pairs, student_samples
 from ld3.training.dode import distill, teacher_sigmas, teacher_states, with_lambdas
 
 from . import gs, runs, subjects
-from .methods import Made, made
+from .methods import EXTRAS, Made, made
 from .plot_solvers import plot  # noqa: F401
 from .subjects import HELDOUT_SEED, TEACHER, TRAINING_SEED, Stage, Subject
 from .summary_solvers import summary  # noqa: F401
@@ -79,12 +79,10 @@ DEMO_STANDARD_STEPS = (4, 6, 8)
 LEARNED_SAMPLERS = ("dpmpp_2m", "ipndm", "euler")
 DEMO_LEARNED_SAMPLERS = ("dpmpp_2m",)
 DEMO_LEARNED_STEPS = (4, 6, 8, 3, 5)  # what the summary asks for comes first
-LEARNED: dict[str, dict[str, Any]] = {
-    "none": {},
+LEARNED = {
+    "none": EXTRAS[""],
     "d-ode": {"dode": True},
-    "decoupled": {"decoupled": True},
-    "solver": {"decoupled": True, "order": 1},
-    "solver+mix": {"decoupled": True, "order": 1, "output_mix": True},
+    **{name: EXTRAS[name] for name in ("decoupled", "solver", "solver+mix")},
 }
 BUDGET = {"training_noises": 64, "validation_noises": 64, "iterations": 20}
 GS = {"gs-published": gs.PUBLISHED, "gs-long": gs.LONG}

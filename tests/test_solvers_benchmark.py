@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gs, runs, solvers, subjects, summary_solvers
+from benchmarks import gs, solvers, subjects, summary_solvers
 from benchmarks.plot_solvers import error_ratios, plot
 from ld3.comfy.request import LEARN
 from ld3.training.dode import with_lambdas
@@ -22,7 +22,8 @@ def few_noises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Subjects that are measured on few noises; what they keep is not for other tests."""
     monkeypatch.setattr(subjects.Subject, "heldout_noises", 32)
     monkeypatch.setattr(subjects.Subject, "frechet_noises", 32)
-    monkeypatch.setattr(runs, "NOISES", 8)
+    for name, value in {"training_noises": 8, "validation_noises": 8, "iterations": 4}.items():
+        monkeypatch.setitem(solvers.BUDGET, name, value)
     subjects.load.cache_clear()
     yield
     subjects.load.cache_clear()
