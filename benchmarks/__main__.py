@@ -1,8 +1,8 @@
 """Run one benchmark: `python -m benchmarks NAME --comfyui DIR --json FILE`.
 
-Each benchmark is a module here with `rows(arguments)`, a generator of flat dicts. Rows are saved as
-they come, and a run that finds its file goes on where it stopped: rows whose `KEYS` are there
-already are kept. Delete the file to start anew.
+Each benchmark is a module here with `cells()`, `row(**cell)`, `summary(rows)` and perhaps
+`plot(rows)`; rows are flat dicts. They are saved as they come, and a run that finds its file goes
+on where it stopped: rows whose `KEYS` are there already are kept. Delete the file to start anew.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         comfyui_import.prepare(arguments.comfyui, "--base-directory", base)
         benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
+        if arguments.plot and not hasattr(benchmark, "plot"):
+            parser.error(f"{arguments.name} has no picture; leave out --plot")
         rows = _run(benchmark, arguments.json, arguments.only)
         if arguments.plot:
             arguments.plot.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from ld3.rollout import combine
 from ld3.solver import SolverTable
 
-TABLES_SIGMA_MAX = 14.6146  # of Stable Diffusion, where both tables begin
 GITS_TABLE_COEFFICIENT = 1.20  # the node's default
 GITS_COEFFICIENT = 1.15  # the paper's, for its dynamic programming
 STEPS_ALONE = 3  # DMN's first steps, whose bounds are added one by one
@@ -211,8 +209,3 @@ def cheapest_path(costs: Tensor, steps: int, coefficient: float = GITS_COEFFICIE
     for k in reversed(range(steps)):
         path.append(choice[k][path[-1]])
     return path
-
-
-def path_cost(costs: Tensor, path: list[int], coefficient: float = GITS_COEFFICIENT) -> float:
-    """What `cheapest_path` minimises."""
-    return sum(coefficient**s * float(costs[i, j]) for s, (i, j) in enumerate(pairwise(path)))

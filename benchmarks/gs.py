@@ -184,6 +184,8 @@ class GsTraining:
         seed: int,
         settings: GsSettings = PUBLISHED,
     ) -> None:
+        if len(pairs) < settings.batch:
+            raise ValueError(f"{len(pairs)} pairs are less than a batch of {settings.batch}")
         self.model, self.pairs, self.settings = model, pairs, settings
         self.solver = GeneralisedSolver(model, steps)
         self.order = torch.Generator().manual_seed(seed)

@@ -2,7 +2,7 @@
 
 Three models: digits and gmm16, whose denoisers are exact, and the demo model (cfg 1). A row is one
 method at one (model, sampler, steps) with one seed of three, which draws its training noises (on
-the demo model, methods that differentiate the network have one seed):
+the demo model, the costliest methods have one seed):
 
 - `scheduler:<name>`: ComfyUI's nine; `scheduler:karras` is the default. `ays`, `gits`: the tables
   in core, on the demo model only, since they begin at Stable Diffusion's sigma of 14.6.

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 COLOURS = {"digits": "tab:blue", "gmm16": "tab:orange", "demo": "tab:green"}
 EXTRAS = ("none", "d-ode", "decoupled", "solver", "solver+mix", "gs-published", "gs-long")
-NO_CALLS = 1  # cannot be drawn on a logarithmic axis
+SUMMARY_STEPS = {"standard": (4, 6, 8), "learned": (4, 6)}
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
     """D-ODE on standard schedules by sampler, its states by call, and learned solvers by calls.
 
     Bars of the first panel reach from the best to the worst cell; the third has a point for each
-    extra, a geometric mean over samplers and steps.
+    extra, a geometric mean over samplers in 4 and 6 steps.
     """
     standard = [row for row in rows if row["schedule"] != "learned"]
     learned = [row for row in rows if row["schedule"] == "learned"]
@@ -52,12 +52,13 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """(model, sampler, steps, schedule)."""
     return row["model"], row["sampler"], row["steps"], row["schedule"]
 
 
 def _by_sampler(axis: Any, rows: list[dict[str, Any]]) -> None:
-    ratios = error_ratios(rows, "d-ode", _cell)
+    ratios = error_ratios(rows, "d-ode", cell_of)
     samplers = list(dict.fromkeys(cell[1] for cell in ratios))
     models = list(dict.fromkeys(cell[0] for cell in ratios))
     for i, model in enumerate(models):
@@ -77,10 +78,10 @@ def _by_sampler(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 def _by_call(axis: Any, rows: list[dict[str, Any]]) -> None:
     """Distance to the teacher with D-ODE over without, along the way through a sample."""
-    plain = {_cell(row): row["trajectory_distance"] for row in rows if row["extras"] == "none"}
+    plain = {cell_of(row): row["trajectory_distance"] for row in rows if row["extras"] == "none"}
     found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        before, after = plain.get(_cell(row)), row["trajectory_distance"]
+        before, after = plain.get(cell_of(row)), row["trajectory_distance"]
         if row["extras"] != "d-ode" or not before or not after:
             continue
         for m in range(1, len(after)):  # the first state is the same
@@ -97,13 +98,14 @@ def _by_call(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 def _by_calls_of_learning(axis: Any, rows: list[dict[str, Any]]) -> None:
     markers = dict(zip(EXTRAS, "oPsD*X^", strict=True))
+    rows = [row for row in rows if row["steps"] in SUMMARY_STEPS["learned"]]
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
         for extras in EXTRAS:
-            found = [row for row in of_model if row["extras"] == extras]
-            ratios = error_ratios(of_model, extras, _cell)
+            ratios = error_ratios(of_model, extras, cell_of)
+            found = [r for r in of_model if r["extras"] == extras and cell_of(r) in ratios]
             if ratios:
-                calls = [max(r["model_calls"] + r["teacher_calls"], NO_CALLS) for r in found]
+                calls = [r["model_calls"] + r["teacher_calls"] for r in found]
                 point = geometric_mean(calls), geometric_mean(list(ratios.values()))
                 axis.plot(*point, markers[extras], color=COLOURS[model], ms=8)
     for extras, marker in markers.items():

@@ -53,7 +53,7 @@ from . import gs, runs, subjects
 from .methods import EXTRAS, Made, made
 from .plot_solvers import plot  # noqa: F401
 from .subjects import HELDOUT_SEED, TEACHER, TRAINING_SEED, Stage, Subject
-from .summary_solvers import summary  # noqa: F401
+from .summary_solvers import DISTILL_NOISES, summary  # noqa: F401
 
 TITLE = "Solvers: error to a common reference with each learned extra, at counted calls"
 KEYS = ("model", "sampler", "steps", "seed", "schedule", "extras")
@@ -87,7 +87,6 @@ LEARNED = {
 BUDGET = {"training_noises": 64, "validation_noises": 64, "iterations": 20}
 GS = {"gs-published": gs.PUBLISHED, "gs-long": gs.LONG}
 GS_STEPS = (4, 6)  # of the summary
-DISTILL_NOISES = 16  # to train, and as many to validate
 TRAJECTORY_NOISES = 24
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from .learning import Comparison, described, ratios, verdict
+from .plot_solvers import SUMMARY_STEPS, cell_of, error_ratios, geometric_mean
 
-SUMMARY_STEPS = {"standard": (4, 6, 8), "learned": (4, 6)}
 JUDGED = ("digits", "demo")  # gmm16's modes are a task of their own
-DISTILL_BATCH = 32  # noises, training and validation together
+DISTILL_NOISES = 16  # to train, and as many to validate
 IMPROVED, CALLS_A_CALL = 0.90, 12.0
 COMPARISONS = (
     Comparison("solver", "none", 0.55),
@@ -39,25 +39,22 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def improvements(rows: list[dict[str, Any]]) -> Iterator[str]:
     """How often D-ODE lowers the error of a standard schedule, and what it costs."""
-    plain, distilled = (_errors(rows, extras) for extras in ("none", "d-ode"))
-    models = list(dict.fromkeys(cell[0] for cell in distilled))
+    ratios_of = error_ratios(rows, "d-ode", cell_of)
+    models = list(dict.fromkeys(cell[0] for cell in ratios_of))
     if not models:
         return
     yield "D-ODE on standard schedules of 4, 6 and 8 steps (mean of seeds in each cell):"
     together = tuple(model for model in JUDGED if model in models)
     for group in ([together] if together else []) + [(model,) for model in models]:
-        found = [distilled[c] / plain[c] for c in distilled if c in plain and c[0] in group]
-        if not found:
-            continue
+        found = [ratio for cell, ratio in ratios_of.items() if cell[0] in group]
         share = sum(ratio < 1 for ratio in found) / len(found)
-        mean = math.exp(sum(map(math.log, found)) / len(found))
-        text = f"  {'+'.join(group)} ({len(found)} cells): better in {share:.1%}, error x{mean:.3f}"
-        text += f", worst x{max(found):.3f}"
+        text = f"  {'+'.join(group)} ({len(found)} cells): better in {share:.1%}, error "
+        text += f"x{geometric_mean(found):.3f}, worst x{max(found):.3f}"
         if group == together:
             text += f" (aim: better in {IMPROVED:.0%}; {_reached(share >= IMPROVED)})"
         yield text
     most = max(
-        r["model_calls"] / (r["sample_calls"] * DISTILL_BATCH)
+        r["model_calls"] / (r["sample_calls"] * 2 * DISTILL_NOISES)
         for r in rows
         if r["extras"] == "d-ode"
     )
@@ -105,16 +102,6 @@ def nearer_states(rows: list[dict[str, Any]], name: str) -> Iterator[str]:
             f"states nearer to the teacher with D-ODE, {name}: {nearer / total:.1%} of {total} "
             f"(further: {further / total:.1%})"
         )
-
-
-def _errors(rows: list[dict[str, Any]], extras: str) -> dict[tuple[Any, ...], float]:
-    """(model, sampler, steps, schedule) -> mean error over seeds."""
-    found: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows:
-        if row["extras"] == extras:
-            cell = (row["model"], row["sampler"], row["steps"], row["schedule"])
-            found.setdefault(cell, []).append(row["heldout_error"])
-    return {cell: sum(errors) / len(errors) for cell, errors in found.items()}
 
 
 def _states(

@@ -90,16 +90,17 @@ def _draw_errors(axes, report: dict[str, Any]) -> None:
     values = [errors[n] for n in names]
     learned = report["heldout_error"]
     if learned is not None and np.isfinite(learned):
-        values, colours, labels = [*values, learned], [*colours, LEARNED], [*labels, "learned"]
-    trained = report.get("training_error")
-    if trained is not None and np.isfinite(trained):
-        values, colours = [*values, trained], [*colours, TRAINED]
-        labels = [*labels, "learned, on training noises"]
+        name = report["chosen"]  # a standard scheduler can win
+        values, colours, labels = [*values, learned], [*colours, LEARNED], [*labels, name]
+        trained = report.get("training_error")
+        if trained is not None and np.isfinite(trained):
+            values, colours = [*values, trained], [*colours, TRAINED]
+            labels = [*labels, f"{name}, training noises"]
     axes.barh(range(len(values)), values, color=colours)
     for i, value in enumerate(values):
         axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_title("error on test noises (RMSE to the teacher)", fontsize=10)
+    axes.set_title("error on fresh noises (RMSE to the teacher)", fontsize=10)
     axes.margins(x=0.15)
 
 

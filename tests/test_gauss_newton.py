@@ -98,7 +98,7 @@ def test_normal_equations_are_those_of_autograd(
     parameters = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
     u = model.coordinate.from_sigma(model.sigma_max * torch.tensor([0.6, 0.25, 0.05]))
     learned = student(model, parameters, 4, function)
-    a, g = normal_equations(learned, u, [0, 1, 2], batch, distance, 4, difference=2e-3)
+    a, g = normal_equations(learned, u, batch, distance, 4, difference=2e-3)
 
     def result(u: Tensor) -> Tensor:
         ends = u.new_tensor([parameters.start, parameters.end])
@@ -123,8 +123,8 @@ def test_a_jacobian_costs_n_plus_n_over_two_times_n_minus_one_calls(
     model = mixture()
     parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.linspace(2.5, -2, steps - 1, dtype=torch.float64)
-    learned, free = student(model, parameters, steps), list(range(steps - 1))
-    normal_equations(learned, u, free, pairs(noises), Distance(), batch_size, 0.05)
+    learned = student(model, parameters, steps)
+    normal_equations(learned, u, pairs(noises), Distance(), batch_size, 0.05)
     assert model.calls == noises * (steps + steps * (steps - 1) // 2)
 
 
@@ -132,9 +132,7 @@ def test_normal_equations_do_not_depend_on_the_batch_size() -> None:
     parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.tensor([1.5, 0.0], dtype=torch.float64)
     results = [
-        normal_equations(
-            student(mixture(), parameters, 3), u, [0, 1], pairs(5), Distance(), size, 0.05
-        )
+        normal_equations(student(mixture(), parameters, 3), u, pairs(5), Distance(), size, 0.05)
         for size in (1, 2, 5)
     ]
     for a, g in results[1:]:
@@ -147,7 +145,7 @@ def test_every_rollout_is_announced_with_its_own_sigmas() -> None:
     model.begin_rollout = lambda sigmas: announced.append(sigmas.clone())
     parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.tensor([1.5, 0.0], dtype=torch.float64)
-    normal_equations(student(model, parameters, 3), u, [0, 1], pairs(2), Distance(), 2, 0.05)
+    normal_equations(student(model, parameters, 3), u, pairs(2), Distance(), 2, 0.05)
     assert len(announced) == 3 and torch.equal(announced[0], parameters.sigmas(u))
     changed = [(s != announced[0]).nonzero().flatten().tolist() for s in announced]
     assert changed == [[], [2], [1]]
@@ -224,8 +222,7 @@ def test_decoupled_times_are_differentiated_as_autograd_does(
     u = model.coordinate.from_sigma(model.sigma_max * torch.tensor([0.5, 0.1]))
     offsets = torch.linspace(-0.3, 0.2, learned.calls - 1, dtype=torch.float64)
     theta = torch.cat([u, offsets])
-    free = list(range(len(theta)))
-    a, g = normal_equations(learned, theta, free, batch, Distance("l2"), 4, difference=2e-3)
+    a, g = normal_equations(learned, theta, batch, Distance("l2"), 4, difference=2e-3)
 
     def result(theta: Tensor) -> Tensor:
         weights, eval_sigmas = differentiable_table(learned, theta)
@@ -246,8 +243,9 @@ def test_decoupled_times_cost_the_calls_after_them_only() -> None:
     model = mixture()
     learned = student(model, StepParameters(LOG_SIGMA, 20.0, 0.03), 4, decoupled=True)
     theta = learned.start(torch.tensor([2.0, 0.5, -1.5], dtype=torch.float64))
-    normal_equations(learned, theta, [3, 4, 5], pairs(3), Distance(), 3, 0.05)
-    assert model.calls == 3 * (4 + 3 + 2 + 1)
+    normal_equations(learned, theta, pairs(3), Distance(), 3, 0.05)
+    levels, times = 3 + 2 + 1, 3 + 2 + 1
+    assert model.calls == 3 * (4 + levels + times)
 
 
 def test_images_are_compared_by_the_normal_equations_of_their_features() -> None:
@@ -261,7 +259,7 @@ def test_images_are_compared_by_the_normal_equations_of_their_features() -> None
         return torch.cat([torch.tanh(x), 0.3 * x**2], 1)
 
     distance = Distance("lpips-alex", 1.0, features)
-    a, g = normal_equations(learned, u, [0, 1], batch, distance, 4, difference=2e-3)
+    a, g = normal_equations(learned, u, batch, distance, 4, difference=2e-3)
     assert set(seen) == {1}  # a network's features of a whole batch would not fit
 
     leaf = u.clone().requires_grad_()

@@ -37,7 +37,7 @@ class GaussNewtonSettings:
         damping: mu.
         memory: share of the running averages of A and g that an iteration keeps.
         largest_step, smallest_step: cap on |step| in u, falling geometrically from first to last
-            iteration.
+            iteration; of steps alone (`halving` has the caps of extras).
     """
 
     noises: int = 8
@@ -51,24 +51,23 @@ class GaussNewtonSettings:
 def normal_equations(
     student: Student,
     theta: Tensor,
-    free: list[int],
     pairs: Pairs,
     distance: Distance,
     batch_size: int,
     difference: float,
 ) -> tuple[Tensor, Tensor]:
-    """A (K, K) and g (K,) of the weighted least squares at theta in its K free entries.
+    """A (K, K) and g (K,) of the weighted least squares at theta, K its length.
 
     Means over pairs, float64.
     """
     model = student.model
-    a = torch.zeros(len(free), len(free), dtype=torch.float64)
-    g = torch.zeros(len(free), dtype=torch.float64)
+    a = torch.zeros(len(theta), len(theta), dtype=torch.float64)
+    g = torch.zeros(len(theta), dtype=torch.float64)
     plan = student.plan(theta)
-    moves = [student.probed(theta, k, difference) for k in free]
+    moves = [student.probed(theta, k, difference) for k in range(len(theta))]
     shared = [plan.table.first_change(other.table) + 1 for _, other in moves]
     # the last to change first, so that outputs can go as soon as no other probe shares them
-    late_first = sorted(range(len(free)), key=lambda k: -shared[k])
+    late_first = sorted(range(len(theta)), key=lambda k: -shared[k])
     for batch in pairs.batches(batch_size, model.device):
         result, history = student_samples(model, plan, batch)
         changes = {}
@@ -101,27 +100,21 @@ class GaussNewton:
         student: what is learned.
         theta: current parameters.
         iterations: planned length, over which the step cap falls.
-        free: the entries of theta that move; all by default.
+        done: iterations already made.
     """
 
     student: Student
     theta: Tensor
     iterations: int
     settings: GaussNewtonSettings = GaussNewtonSettings()
-    free: list[int] = field(default_factory=list)
-    done: int = field(default=0, init=False)
+    done: int = 0
     _a: Tensor | None = field(default=None, init=False)
     _g: Tensor | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.free = self.free or list(range(self.student.size))
 
     def step(self, pairs: Pairs, distance: Distance, batch_size: int) -> Tensor:
         """Move theta by one damped step computed from these pairs; returns the new theta."""
         s = self.settings
-        a, g = normal_equations(
-            self.student, self.theta, self.free, pairs, distance, batch_size, s.difference
-        )
+        a, g = normal_equations(self.student, self.theta, pairs, distance, batch_size, s.difference)
         if not (torch.isfinite(a).all() and torch.isfinite(g).all()):
             self.done += 1
             return self.theta  # a rollout overflowed; other noises may not
@@ -133,11 +126,9 @@ class GaussNewton:
         step = damped_step(self._a, self._g, s.damping)
         step = step * min(1.0, cap / max(float(step.abs().max()), 1e-12))
         old = self.theta
-        whole = torch.zeros_like(old)
-        whole[self.free] = step
-        self.theta = self.student.moved(old, whole)
+        self.theta = self.student.moved(old, step)
         # g was measured at the old theta: carry the average to where the next one will be measured
-        self._g = self._g + self._a @ (self.theta - old)[self.free]
+        self._g = self._g + self._a @ (self.theta - old)
         self.done += 1
         return self.theta
 

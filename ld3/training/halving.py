@@ -48,7 +48,7 @@ def descend_by_gauss_newton(
         )
     uncorrected = replace(student, order=0)
     total = sum(r.iterations for r in settings.rounds)
-    what, done = "".join(f", {extra}" for extra in student.extras), 0
+    done = 0
     descents: Descents = [
         (name, GaussNewton(uncorrected, uncorrected.start(u), total, constants))
         for _, name, u in starts
@@ -57,26 +57,27 @@ def descend_by_gauss_newton(
         descents = _nearest(descents, planned.descents, selection)
         if planned.descents == 1 and student.extras:
             name, descent = descents[0]
-            last = GaussNewton(student, student.start(descent.theta), total, constants)
-            last.done = done
-            descents = [(name, last)]
+            # with averages of its own: those of six basins' few noises are crude
+            theta = student.start(descent.theta)
+            descents = [(name, GaussNewton(student, theta, total, constants, done))]
+        learned = ", ".join(["time steps", *descents[0][1].student.extras])
         for left in reversed(range(planned.iterations)):
             for _, descent in descents:
                 chosen = torch.randperm(len(training), generator=order)[: planned.noises]
                 descent.step(training[chosen], selection.distance, settings.batch_size)
+                selection.tell(f"learning {learned}: iteration {done + 1} of {total}")
             if planned.descents == 1 and left % ITERATIONS_A_VALIDATION == 0:
                 name, descent = descents[0]
                 selection.offer(name, descent.student, descent.theta)
             done += 1
-            selection.tell(f"learning time steps{what}: iteration {done} of {total}")
 
 
 def _nearest(descents: Descents, keep: int, selection: Selection) -> Descents:
     """The descents that came nearest the teacher on validation noises."""
-    if len(descents) <= keep:
-        return descents
     if keep == 1:
         reached = [selection.offer(name, d.student, d.theta) for name, d in descents]
+    elif len(descents) <= keep:
+        return descents
     else:
         few = selection.validation[:SCREENING_NOISES]
         reached = [selection.error(d.student.plan(d.theta), few) for _, d in descents]

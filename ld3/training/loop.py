@@ -184,8 +184,9 @@ class ScheduleTraining:
                 "sampler; use more steps or another sampler"
             )
         theta = self.student.start(u)
-        # kept even if one of all the noises fails
-        selection.keep(selection.offer(self.report.start, self.student, theta), self.student, theta)
+        error = selection.offer(self.report.start, self.student, theta)
+        if not math.isfinite(error):  # one of all the noises fails; others may do better
+            selection.keep(error, self.student, theta)
         self.report.initial_sigmas = self.report.sigmas
         order = torch.Generator().manual_seed(s.seed)
         student = replace(self.student, decoupled=s.decoupled, order=s.order)

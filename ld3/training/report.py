@@ -13,10 +13,10 @@ class Report:
     """What happened, all plain numbers (it is saved with the schedule).
 
     Attributes:
-        start: name of the schedule the descent began with.
+        start: name of the best schedule before any descent.
         chosen: "learned", or the name of the standard schedule that won on validation.
         heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
-        initial_error: the same for the schedule the descent began with.
+        initial_error: the same for the best schedule before any descent.
         training_error: of the schedule returned on the noises it was learned from; far below
             heldout_error it has learned those by heart.
         spread: mean distance between the student's test samples, relative to the teacher's; well
@@ -30,7 +30,7 @@ class Report:
             best by screening also has its validation_error.
         history: one entry a validation: start name, model calls so far, validation error.
         teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and
-            on measuring the test noises.
+            on measuring the result.
     """
 
     start: str = ""

@@ -43,7 +43,7 @@ class Selection:
         report: told of every validation.
         tell: called with a line about what goes on; may raise an interrupt.
         best_error, best_plan: the winner.
-        best_student, best_theta: where further learning starts.
+        best_theta: where further learning starts.
     """
 
     model: Model
@@ -54,7 +54,6 @@ class Selection:
     tell: Callable[[str], None]
     best_error: float = field(default=math.inf, init=False)
     best_plan: Plan = field(init=False)
-    best_student: Student = field(init=False)
     best_theta: Tensor = field(init=False)
 
     def error(self, plan: Plan, pairs: Pairs | None = None) -> float:
@@ -88,7 +87,7 @@ class Selection:
 
     def keep(self, error: float, student: Student, theta: Tensor) -> None:
         """Make theta the best."""
-        self.best_error, self.best_student, self.best_theta = error, student, theta
+        self.best_error, self.best_theta = error, theta
         self.report.extras = student.extras
         self._keep_plan(student.plan(theta))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .dode import TEACHER_STEPS
 from .gauss_newton import GaussNewtonSettings
 from .gradient import GradientSettings
-from .screening import CANDIDATES, SCREENING_NOISES, STANDARD
+from .screening import CANDIDATES, SCREENING_NOISES, STANDARD, TRAJECTORIES
 
 ITERATIONS_A_VALIDATION = 3  # validation noises are many; iterations in a row are alike
 
@@ -28,8 +28,8 @@ class TrainingSettings:
 
     Attributes:
         steps: N of the student.
-        decoupled: learn decoupled times together with the steps.
-        order: with decoupled times, how far back corrections of the sampler's coefficients reach.
+        decoupled: learn decoupled times together with the steps (by gradient: after them).
+        order: how far back learned corrections of the sampler's coefficients reach; 0 for none.
         output_mix: mix the outputs of all calls in closed form, at last.
         dode: fit D-ODE's lambdas to the steps.
         training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
@@ -65,8 +65,8 @@ class TrainingSettings:
     def rounds(self) -> tuple[Round, ...]:
         """Gauss-Newton's rounds of successive halving.
 
-        Steps alone: `iterations` for the best of three. With decoupled times basins differ more, so
-        six descend, and the best goes on for 1.6 times as long.
+        Steps alone: `iterations` for the best of three. With extras basins differ more, so six
+        descend, and the best makes about 1.6 times as many.
         """
         noises, few = self.gauss_newton.noises, max(1, self.gauss_newton.noises // 2)
         if not (self.decoupled or self.order):
@@ -88,7 +88,7 @@ def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competito
         calls, teacher_calls: of one sample, by student and teacher.
         competitors: how many standard schedules there are.
     """
-    validation = s.validation_noises * calls
+    validation, screening = s.validation_noises * calls, min(SCREENING_NOISES, s.validation_noises)
     if s.gradient:
         learning = s.gradient.planned_calls(s, calls, validation)
     else:
@@ -100,7 +100,8 @@ def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competito
         learning += s.training_noises * calls + validation
     return (
         s.noises * teacher_calls
-        + calls * SCREENING_NOISES * (min(competitors, STANDARD) + CANDIDATES)
+        + min(TRAJECTORIES, s.training_noises) * teacher_calls
+        + calls * screening * (min(competitors, STANDARD) + CANDIDATES)
         + 3 * validation
         + learning
         + s.test_noises * calls * (competitors + 3)
@@ -112,14 +113,15 @@ def gauss_newton_calls(s: TrainingSettings, calls: int) -> int:
     """Model calls of all rounds, for a student of so many calls a sample."""
     a_noise = calls * (s.steps + 1) // 2 + int(s.decoupled) * calls * (calls - 1) // 2
     corrections = s.order * calls * (calls - 1) // 2
-    rounds, total = s.rounds, 0
+    rounds, total, few = s.rounds, 0, min(SCREENING_NOISES, s.validation_noises)
     for i, (descents, iterations, noises) in enumerate(rounds):
+        noises = min(noises, s.training_noises)
         total += descents * iterations * noises * a_noise
         if descents == 1:
             total += iterations * noises * corrections
             total += math.ceil(iterations / ITERATIONS_A_VALIDATION) * s.validation_noises * calls
         else:
             last = rounds[i + 1].descents == 1
-            judges = s.validation_noises if last else min(SCREENING_NOISES, s.validation_noises)
+            judges = s.validation_noises if last else few
             total += descents * judges * calls
     return total
