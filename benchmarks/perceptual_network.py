@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 import torchvision
+from lpips.lpips import ScalingLayer
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -40,8 +41,6 @@ SIDED = {
     "left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise", "symbol", "sign",
     "letter", "squared", "ideograph", "clock", "quarter", "crescent",
 }  # fmt: skip  # words of emoji whose mirror images are called otherwise, or are nothing
-
-PHOTO_MEAN, PHOTO_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of [-1, 1], as lpips has
 
 
 class Data(NamedTuple):
@@ -198,8 +197,7 @@ def _descend(network: torch.nn.Module, data: Data, seed: int, steps: int) -> Non
 
 def word_scores(network: torch.nn.Module, pictures: Tensor) -> Tensor:
     """A score of each word, (n, words); pictures are scaled as LPIPS scales them."""
-    mean, std = (torch.tensor(c)[:, None, None] for c in (PHOTO_MEAN, PHOTO_STD))
-    scaled = (2 * pictures - 1 - mean) / std
+    scaled = ScalingLayer()(2 * pictures - 1)
     # without the classifier's last ReLU, which would hide negative scores
     return network.classifier[:2](network.features(scaled)).mean((2, 3))
 
