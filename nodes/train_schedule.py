@@ -161,9 +161,10 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=200,
                     advanced=True,
-                    tooltip="Improvement steps of the best start (two others get a third of them); "
-                    "with gradient (Adam), passes over the training noises. More take "
-                    "proportionally longer; 12 is typical.",
+                    tooltip="Improvement steps of the best of three starts (the others get a third "
+                    "of them); where more than time steps is learned, six starts compete and the "
+                    "best makes 1.6 times as many. With gradient (Adam), passes over the training "
+                    "noises. More take proportionally longer; 12 is typical.",
                 ),
                 io.Int.Input(
                     "training_noises",
@@ -201,7 +202,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     "Decoupled times also choose the noise level the network is told at each call, "
                     "for a tenth to a half less error. D-ODE fits one number a call, in closed "
                     "form. The full solver learns decoupled times and the sampler's coefficients: "
-                    "the least error. All but the first need LD3 KSampler or the sampler output.",
+                    "the least error, best with 64 training_noises. All but the first need LD3 "
+                    "KSampler or the sampler output.",
                 ),
                 io.Combo.Input(
                     "optimizer",
