@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +31,6 @@ from ..solver import Sampler, SolverTable
 from ..student import Student
 from ..teacher import Pairs
 from .selection import Selection
-
-if TYPE_CHECKING:
-    from .settings import TrainingSettings
 
 RELATIVE_STEP = 1e-4  # of a level's smaller gap, for the table's central differences in float64
 CALLS_A_GRADIENT = 4  # a network call, its repetition, and a backward pass that counts as two
@@ -67,23 +64,6 @@ class GradientSettings:
     def with_rounds(self, rounds: int) -> GradientSettings:
         """The same with so many rounds for the steps, and a third more for decoupled times."""
         return replace(self, steps_rounds=rounds, extra_rounds=rounds + rounds // 3)
-
-    def planned_calls(self, training: TrainingSettings, calls: int, validation: int) -> int:
-        """About how many model calls the descent makes, its validations included."""
-        rounds = self.steps_rounds + (
-            self.extra_rounds if training.decoupled or training.order else 0
-        )
-        soft = 0 if self.radius == 0 else 1
-        update = self.batch * calls * (CALLS_A_GRADIENT + soft)
-        updates = rounds * math.ceil(training.training_noises / self.batch)
-        return updates * update + validation * math.ceil(
-            updates / self.updates_a_validation(update, validation)
-        )
-
-    @staticmethod
-    def updates_a_validation(update: int, validation: int) -> int:
-        """Updates between validations: those cost a quarter of all calls at most."""
-        return max(1, math.ceil(3 * validation / update))
 
 
 PAPER = GradientSettings()
@@ -319,6 +299,11 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def updates_a_validation(update: int, validation: int) -> int:
+    """Updates between validations, from the model calls of each: a quarter of all validate."""
+    return max(1, math.ceil(3 * validation / update))
+
+
 def descend_by_gradient(
     student: Student,
     theta: Tensor,
@@ -334,7 +319,7 @@ def descend_by_gradient(
     descent = GradientDescent(student, theta, training, settings, rounds * batches)
     soft = 1 if descent.radius > 0 else 0
     update_calls = settings.batch * student.calls * (CALLS_A_GRADIENT + soft)
-    every = settings.updates_a_validation(update_calls, len(selection.validation) * student.calls)
+    every = updates_a_validation(update_calls, len(selection.validation) * student.calls)
     waited = 0
     for _ in range(rounds):
         for chosen in torch.randperm(len(training), generator=order).split(settings.batch):

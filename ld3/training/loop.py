@@ -22,10 +22,11 @@ from .gradient import GradientSettings, descend_by_gradient
 from .halving import descend_by_gauss_newton
 from .initial import few_elements
 from .output_mix import output_mix
+from .planning import planned_calls
 from .report import Progress, Report, Watcher
 from .screening import Start, screened_starts
 from .selection import Selection, errors
-from .settings import TrainingSettings, planned_calls
+from .settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 

@@ -1,15 +1,12 @@
-"""What a training learns and from how much, and what that will cost."""
+"""What a training learns, and from how much."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .dode import TEACHER_STEPS
 from .gauss_newton import GaussNewtonSettings
 from .gradient import GradientSettings
-from .screening import CANDIDATES, SCREENING_NOISES, STANDARD, TRAJECTORIES
 
 ITERATIONS_A_VALIDATION = 3  # validation noises are many; iterations in a row are alike
 
@@ -79,49 +76,3 @@ class TrainingSettings:
     def starts(self) -> int:
         """How many schedules get a descent of their own."""
         return 1 if self.gradient else self.rounds[0].descents
-
-
-def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competitors: int) -> int:
-    """About how many model calls a whole training makes.
-
-    Args:
-        calls, teacher_calls: of one sample, by student and teacher.
-        competitors: how many standard schedules there are.
-    """
-    validation, screening = s.validation_noises * calls, min(SCREENING_NOISES, s.validation_noises)
-    if s.gradient:
-        learning = s.gradient.planned_calls(s, calls, validation)
-    else:
-        learning = gauss_newton_calls(s, calls)
-    if s.dode:
-        per_noise = TEACHER_STEPS * s.steps + 2 * calls
-        learning += (s.training_noises + s.validation_noises) * per_noise
-    if s.output_mix:
-        learning += s.training_noises * calls + validation
-    return (
-        s.noises * teacher_calls
-        + min(TRAJECTORIES, s.training_noises) * teacher_calls
-        + calls * screening * (min(competitors, STANDARD) + CANDIDATES)
-        + 3 * validation
-        + learning
-        + s.test_noises * calls * (competitors + 3)
-        + s.training_noises * calls
-    )
-
-
-def gauss_newton_calls(s: TrainingSettings, calls: int) -> int:
-    """Model calls of all rounds, for a student of so many calls a sample."""
-    a_noise = calls * (s.steps + 1) // 2 + int(s.decoupled) * calls * (calls - 1) // 2
-    corrections = s.order * calls * (calls - 1) // 2
-    rounds, total, few = s.rounds, 0, min(SCREENING_NOISES, s.validation_noises)
-    for i, (descents, iterations, noises) in enumerate(rounds):
-        noises = min(noises, s.training_noises)
-        total += descents * iterations * noises * a_noise
-        if descents == 1:
-            total += iterations * noises * corrections
-            total += math.ceil(iterations / ITERATIONS_A_VALIDATION) * s.validation_noises * calls
-        else:
-            last = rounds[i + 1].descents == 1
-            judges = s.validation_noises if last else few
-            total += descents * judges * calls
-    return total
