@@ -15,6 +15,7 @@ PANELS = {
     "distance": "distance, Gauss-Newton (hollow: LPIPS, not RMSE)",
     "extras": "optimiser and decoupled times",
 }
+WIDE = "teacher steps"  # with guidance a teacher of few steps can fail
 UNORDERED = ("distance", "extras")
 MEASURES: dict[str, dict[str, Any]] = {
     "heldout_error": {},
@@ -43,10 +44,14 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
             for measure, filling in MEASURES.items():
                 points = _relative(own, settings, measure, yardstick[problem])
                 _points(axis, points, settings, shift, style | filling)
-        labels = [re.sub(r"(?=\+decoupled)| (?=\()|(?<=-)(?=caption)", "\n", s) for s in settings]
-        axis.set_xticks(range(len(settings)), labels, fontsize=9)
+        labels = [re.sub(r"(?=\+[a-z])| (?=\()|(?<=-)(?=caption)", "\n", s) for s in settings]
+        axis.set_xticks(range(len(settings)), labels, fontsize=9 if len(labels) < 10 else 7)
         axis.axhline(1, color="0.3", lw=1)
-        axis.set(title=title, ylabel="held-out error / best of nine", ylim=(0, None))
+        axis.set(title=title, ylabel="held-out error / best of nine")
+        if ablation == WIDE:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, None)
         axis.grid(alpha=0.25)
     for problem, colour in colours.items():
         axes[-1].plot([], [], marker="o", color=colour, label=problem)
