@@ -54,7 +54,7 @@ def row(sampler: str, steps: int) -> dict[str, Any]:
 
     from demo import model as demo
     from ld3.comfy import samplers
-    from ld3.comfy.executor import table_sampler
+    from ld3.comfy.executor import TableSampler
 
     model, (prompt, _) = demo.load_demo_model(), demo.encode_prompt(PROMPT)
     latent = demo.empty_latent(BATCH)["samples"]
@@ -62,7 +62,7 @@ def row(sampler: str, steps: int) -> dict[str, Any]:
     sigmas = samplers.scheduler_sigmas(model, sampler, "karras", steps, denoise=1.0)
     core = samplers.sampler_object(sampler)
     table = samplers.traceable(core, model.get_model_object("model_sampling")).table(sigmas)
-    learned = table_sampler(schedule_of(sampler, sigmas, with_extras(table)))
+    learned = TableSampler(schedule_of(sampler, sigmas, with_extras(table)))
 
     def sampling(with_sampler: Any) -> Work:
         return lambda: comfy.sample.sample_custom(

@@ -27,6 +27,7 @@ from .solver import SolverTable
 
 FORMAT_VERSION = 2  # 2: extras, such as decoupled times
 EXTENSION = ".safetensors"
+INPAINT = "inpaint_options"  # of sampler_options
 TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
 JSON_TYPES: dict[str, Any] = {
     "str": str,
@@ -48,7 +49,8 @@ class ScheduleInfo:
     """Where a schedule comes from.
 
     Attributes:
-        sampler, sampler_options: ComfyUI's sampler name and its options.
+        sampler: ComfyUI's name for it, or its function's where it is not listed.
+        sampler_options: {"inpaint_options": {..}} of a SAMPLER that was connected, else {}.
         steps, model_calls: N, and the network evaluations a sample costs.
         cfg, denoise: guidance scale and denoise it was learned at.
         extras: what the table holds beyond the sampler's own, such as "decoupled times"; with any,
@@ -60,7 +62,8 @@ class ScheduleInfo:
         teacher: {sampler, scheduler, steps}.
         method: how it was learned; settings: with which constants.
         settings_hash: identical trainings have identical hashes.
-        report: `ld3.training.loop.Report.as_dict()`.
+        report: `ld3.training.report.Report.as_dict()`; of a distilled schedule what
+            `ld3.comfy.distilling` puts there.
         pack_version, comfyui_version, created: provenance, created in UTC (ISO 8601).
     """
 

@@ -66,6 +66,9 @@ class SolverTable:
         for name in ("state_sigmas", "eval_sigmas", "weights"):
             if not torch.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} of a solver table must be finite")
+        for name in ("state_sigmas", "eval_sigmas"):
+            if (getattr(self, name) <= 0).any():
+                raise ValueError(f"{name} of a solver table must be above 0")
         if self.weights[~_lower(calls + 1, calls + 1)].any():
             raise ValueError(
                 "weights of a solver table must be lower triangular: no call sees a later output"

@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..ld3.comfy import samplers
 from ..ld3.comfy.distilling import DistillRequest, distill_solver
 from ..ld3.comfy.sampling import schedule_sampler
-from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell
+from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell, warn
 
 
 class LD3DistillSolver(io.ComfyNode):
@@ -149,6 +149,7 @@ class LD3DistillSolver(io.ComfyNode):
                 sigmas,
                 sampler,
             )
-        tell(cls, result.summary())
+        warn(cls, "LD3 Distill Solver", result.warnings)
+        tell(cls, "\n".join([result.summary(), *result.warnings]))
         made = result.schedule
         return io.NodeOutput(made.sigmas.clone(), schedule_sampler(made), made)

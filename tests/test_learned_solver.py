@@ -14,7 +14,7 @@ from benchmarks.problems import digits, gmm16
 from ld3.comfy.samplers import sampler_object, traceable
 from ld3.metrics import Distance, rmse
 from ld3.model import Model
-from ld3.parameters import StepParameters
+from ld3.parameters import LOG_SIGMA, StepParameters
 from ld3.rollout import rollout
 from ld3.solver import Plan, Sampler
 from ld3.student import Student
@@ -168,18 +168,35 @@ def test_distilling_brings_new_noises_nearer_at_twelve_calls_a_call(sampler: str
 
 
 def test_what_would_not_help_is_left_alone() -> None:
-    """The student is as fine as its teacher: nothing can be gained, and nothing is changed."""
-    model = digits()
+    """A denoiser that always answers the same has no change to go along: every step is exact."""
+    answer = torch.linspace(-1, 1, 16)
+    model = Model(lambda x, sigma: answer.expand_as(x).to(x), LOG_SIGMA, 0.002, 80.0)
     plan, traced = plan_of(model, "dpmpp_2m", 3), sampler_of(model, "dpmpp_2m")
-    few = noises((1, 8, 8), 4)
+    found = distill(model, plan, traced, noises((16,), 4), noises((16,), 4, 1), 4)
+    assert not found.lambdas.any()
+    assert found.error == found.plain_error
 
-    class Itself:
-        def table(self, sigmas: Tensor) -> Any:
-            return traced.table(sigmas)
 
-    found = distill(model, plan, Itself(), few, noises((1, 8, 8), 4, 1), 4)  # type: ignore[arg-type]
-    assert found.error <= found.plain_error
-    assert found.lambdas.abs().max() <= 2
+@pytest.mark.parametrize("flow", [False, True])
+def test_the_teacher_ends_where_the_student_does(flow: bool) -> None:
+    model = gmm16(flow)
+    first = [1.0, 0.9999999, 0.9, 0.8, 0.79] if flow else [80.0, 10.0, 3.0, 2.0]
+    sigmas = torch.tensor(first)
+    plan = Plan(sigmas, sampler_of(model, "euler").table(sigmas))
+    levels = teacher_sigmas(model, plan, len(sigmas) - 1)
+    assert (levels.diff() < 0).all() and levels[-1] == sigmas[-1]
+
+
+def test_of_two_calls_at_a_level_the_teachers_corrected_state_counts() -> None:
+    """exp_heun's second call at a level sees a state of higher order; so does the student then."""
+    model = digits()
+    plan = plan_of(model, "euler", 4)
+    sigmas = teacher_sigmas(model, plan, 4)
+    batch = noises((1, 8, 8), 8)
+    fine = Plan(sigmas, sampler_of(model, "dpmpp_2m").table(sigmas))
+    twice = Plan(sigmas, sampler_of(model, "exp_heun_2_x0").table(sigmas))
+    found, wanted = (teacher_states(model, p, plan, batch)[1] for p in (twice, fine))
+    assert float(rmse(found - wanted).mean()) < 0.01
 
 
 def test_the_output_mix_finds_a_mix_that_made_the_targets() -> None:

@@ -195,6 +195,8 @@ TENSORS: dict[str, dict[str, Any]] = {
     "equal sigmas": {"sigmas": levels(9.0, 2, 2, 1, 0)},
     "sigmas equal in float32": {"sigmas": levels(9, 2, 2 - 1e-12, 1, 0)},
     "negative sigma": {"sigmas": levels(9.0, 3, 2, 1, -1)},
+    "negative question": {"eval_sigmas": levels(-5.0, 1, 1, 1, 1, 1, 1)},
+    "state without noise": {"state_sigmas": levels(9.0, 2, 1, 1, 1, 1, 0)},
     "matrix of sigmas": {"sigmas": torch.ones(5, 5).double()},
     "too few sigmas": {"sigmas": levels(9.0, 1, 0)},
     "scalar sigmas": {"sigmas": levels(1.0)[0]},

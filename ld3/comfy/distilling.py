@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from ..parameters import check_sigmas
-from ..schedule import Schedule, ScheduleInfo, check_name, load
+from ..schedule import INPAINT, Schedule, ScheduleInfo, check_name
 from ..solver import Plan, UnsupportedSampler
 from ..solver import Sampler as TracedSampler
 from ..teacher import Pairs
 from ..training.dode import Distilled, distill, with_lambdas
 from . import samplers
 from .denoiser import check_stateless, guided_model
+from .executor import TableSampler
 from .progress import CallProgress
+from .sampling import check_schedule
 from .session import Session, save_schedule, saved_schedule
 
 logger = logging.getLogger(__name__)
@@ -42,17 +44,18 @@ class DistillRequest:
             raise ValueError(
                 f"cfg is {self.cfg}; guidance below 0 pushes away from the prompt: use 1 or more"
             )
-        for name in ("training_noises", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        for name, least in (("training_noises", 2), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; use {least} or more")
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A saved schedule with lambdas, and one line about it."""
+    """A saved schedule with lambdas, and what a user should know of the one it was made from."""
 
     schedule: Schedule
     path: Path
+    warnings: list[str]
 
     def summary(self) -> str:
         """One line: what was done."""
@@ -89,30 +92,25 @@ def distill_solver(
     request.check()
     name = check_name(name)
     given = _given(schedule, sigmas, sampler)
+    warnings = _checked(given, model, request.cfg)
     session = Session(model, positive, negative, latent, request.cfg)
-    source = (
-        [given.schedule.table.weights, given.schedule.table.eval_sigmas]
-        if (given.schedule)
-        else [samplers.sampler_label(given.sampler)]
-    )
     settings = asdict(request) | {"distill": EXTRA}
-    key = session.key(settings, session.samples, session.batch_index, given.sigmas, source)
+    key = session.key(settings, session.samples, session.batch_index, given.sigmas, given.source)
     saved = saved_schedule(key, name)
     if saved is not None:
-        return DistillResult(load(saved), saved)
+        return DistillResult(*saved, warnings)
     run = _DistillingSampler(given, request)
     run.noises, run.latents = session.noises(request.seed, 2 * request.training_noises)
     session.run(run, given.sigmas, request.batch_size, request.seed)
     found, table = run.found, run.plan.table
     helped = bool(found.lambdas.any())
     before = given.schedule.info.extras if given.schedule else []
-    sampling = model.get_model_object("model_sampling")
-    start, end = float(given.sigmas[0]), float(sampling.sigma_max)
     info = ScheduleInfo(
         sampler=given.name,
         steps=len(given.sigmas) - 1,
         model_calls=table.model_calls,
-        denoise=given.schedule.info.denoise if given.schedule else min(1.0, start / end),
+        # of SIGMAS nobody knows it; LD3 KSampler takes them as they are at its usual 1
+        denoise=given.schedule.info.denoise if given.schedule else 1.0,
         teacher={
             "sampler": request.teacher_sampler,
             "scheduler": "the student's levels, divided",
@@ -122,6 +120,7 @@ def distill_solver(
         extras=[*before, EXTRA] if helped else before,
         settings=settings,
         settings_hash=key,
+        sampler_options=given.sampler_options,
         report={
             "lambdas": found.lambdas.tolist(),
             "plain_error": found.plain_error,
@@ -131,7 +130,7 @@ def distill_solver(
         **session.provenance(),
     )
     extended = with_lambdas(table, found.lambdas) if helped else table
-    result = DistillResult(*save_schedule(Schedule(given.sigmas, extended, info), name))
+    result = DistillResult(*save_schedule(Schedule(given.sigmas, extended, info), name), warnings)
     logger.info("LD3: %s", result.summary())
     return result
 
@@ -148,6 +147,21 @@ class _Given:
     def name(self) -> str:
         """The sampler's, as ComfyUI lists it."""
         return self.schedule.info.sampler if self.schedule else samplers.sampler_label(self.sampler)
+
+    @property
+    def source(self) -> list[Any]:
+        """All of the sampler that a result depends on."""
+        if self.schedule:
+            return [self.schedule.table.weights, self.schedule.table.eval_sigmas]
+        s = self.sampler
+        return [self.name, s.sampler_function, s.extra_options, s.inpaint_options]
+
+    @property
+    def sampler_options(self) -> dict[str, Any]:
+        """What the table cannot hold of the sampler."""
+        if self.schedule:
+            return self.schedule.info.sampler_options
+        return {INPAINT: dict(self.sampler.inpaint_options)}
 
 
 def _given(schedule: Schedule | None, sigmas: Tensor | None, sampler: Any) -> _Given:
@@ -167,7 +181,31 @@ def _given(schedule: Schedule | None, sigmas: Tensor | None, sampler: Any) -> _G
         raise ValueError(f"sigmas: {error}") from error
     if len(sigmas) < 3:
         raise ValueError("sigmas have 1 step; D-ODE needs an earlier output: use 2 steps or more")
+    if isinstance(sampler, TableSampler):
+        raise ValueError(
+            f"sampler is that of LD3 schedule {sampler.schedule.name!r}; connect this schedule to "
+            "the input schedule instead"
+        )
+    if not isinstance(sampler, comfy.samplers.KSAMPLER):
+        raise ValueError(
+            f"sampler is a {type(sampler).__name__}, whose steps cannot be read; use one of "
+            "KSamplerSelect's or another node's that returns a KSAMPLER"
+        )
     return _Given(None, sigmas, sampler)
+
+
+def _checked(given: _Given, model: Any, cfg: float) -> list[str]:
+    """Warnings about a schedule for this model; ValueError for what it cannot be sampled with."""
+    if given.schedule:
+        return check_schedule(given.schedule, model, cfg, given.schedule.info.denoise)
+    start = float(given.sigmas[0])
+    largest = float(model.get_model_object("model_sampling").sigma_max)
+    if start > 1.001 * largest:
+        raise ValueError(
+            f"sigmas start at {start:.4g}, this model's largest noise level is {largest:.4g}; "
+            "make them with a scheduler for this model"
+        )
+    return []
 
 
 class _DistillingSampler(comfy.samplers.Sampler):

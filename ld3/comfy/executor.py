@@ -14,15 +14,31 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..rollout import rollout
-from ..schedule import Schedule
+from ..schedule import INPAINT, Schedule
+from . import samplers
 
-SAME_LEVEL = 1e-4  # relative: sigmas pass through float32 and half precision on their way
+SAME_LEVEL = 1e-4  # relative: nodes compute with sigmas in float32 on their way
 LOWERED_END = 0.001  # what uni_pc makes of a last 0
 
 
-def table_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER that executes the schedule's table at the schedule's own noise levels."""
+class TableSampler(comfy.samplers.KSAMPLER):
+    """A SAMPLER that executes a schedule's table, at this schedule's noise levels only."""
 
+    def __init__(self, schedule: Schedule) -> None:
+        info = schedule.info
+        options = info.sampler_options.get(INPAINT)
+        if options is None and samplers.is_installed(info.sampler):
+            options = comfy.samplers.sampler_object(info.sampler).inpaint_options
+        super().__init__(_table_function(schedule), inpaint_options=dict(options or {}))
+        self.schedule = schedule
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, *others: Any, **more: Any) -> Tensor:
+        """As any KSAMPLER: what is scaled by the last sigma around the table is the schedule's."""
+        check_sigmas_are(self.schedule, sigmas)
+        return super().sample(model_wrap, self.schedule.sigmas.to(sigmas), *others, **more)
+
+
+def _table_function(schedule: Schedule) -> Any:
     def sample_ld3_table(
         model: Any,
         x: Tensor,
@@ -58,10 +74,7 @@ def table_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
         with tqdm(total=len(reported), disable=disable) as bar:
             return rollout(table, denoise, [x])[0]
 
-    core = schedule.info.sampler
-    known = core in comfy.samplers.SAMPLER_NAMES
-    options = comfy.samplers.sampler_object(core).inpaint_options if known else {}
-    return comfy.samplers.KSAMPLER(sample_ld3_table, inpaint_options=dict(options))
+    return sample_ld3_table
 
 
 def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
@@ -72,9 +85,10 @@ def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
         last = ends or torch.isclose(own[-1], given[-1], rtol=SAME_LEVEL)
         if last and torch.allclose(own[:-1], given[:-1], rtol=SAME_LEVEL, atol=0):
             return
+    carried = ", ".join(schedule.info.extras) or f"the table of {schedule.info.sampler}"
     raise ValueError(
-        f"the sampler of LD3 schedule {schedule.name!r} carries {', '.join(schedule.info.extras)} "
-        f"learned for the {len(own) - 1} steps at noise levels {_listed(own)}; it was given "
+        f"the sampler of LD3 schedule {schedule.name!r} carries {carried} "
+        f"for the {len(own) - 1} steps at noise levels {_listed(own)}; it was given "
         f"{len(given) - 1} steps at {_listed(given)}. Connect sigmas of the same LD3 node, or "
         "sample with LD3 KSampler, which also takes a lower denoise"
     )

@@ -54,8 +54,10 @@ def sampler_label(sampler: Any) -> str:
     function = getattr(sampler, "sampler_function", None)
     for name in sampler_names():
         core = comfy.samplers.sampler_object(name)
-        same_options = core.extra_options == getattr(sampler, "extra_options", None)
-        if core.sampler_function is function and same_options:
+        if core.sampler_function is function and all(
+            getattr(core, options) == getattr(sampler, options, None)
+            for options in ("extra_options", "inpaint_options")  # ddim is euler but for inpainting
+        ):
             return name
     return getattr(function, "__name__", type(sampler).__name__)
 

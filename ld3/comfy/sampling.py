@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..schedule import Schedule, resampled
 from . import fingerprint, samplers
-from .executor import table_sampler
+from .executor import TableSampler
 from .latents import latent_samples, noise_for
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def schedule_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
     A table also stands in for a sampler that is not installed here.
     """
     if schedule.info.extras or not samplers.is_installed(schedule.info.sampler):
-        return table_sampler(schedule)
+        return TableSampler(schedule)
     return samplers.sampler_object(schedule.info.sampler)
 
 
@@ -92,8 +92,8 @@ def sampling_of(
     the last N of N/d steps. What was learned for the schedule's own levels is then left out.
 
     Raises:
-        ValueError: more denoising than the schedule was learned for, or stretching it needs a
-            sampler that is not installed.
+        ValueError: more denoising than the schedule was learned for, or less of one for a sampler
+            that is not listed here.
     """
     info, learned_at = schedule.info, schedule.info.denoise
     if abs(denoise - learned_at) < 1e-6:
@@ -103,6 +103,12 @@ def sampling_of(
         raise ValueError(
             f"denoise is {denoise:g}, but schedule {schedule.name!r} was learned for "
             f"{learned_at:g}: use that or less, or train one for it"
+        )
+    if not samplers.is_installed(info.sampler):
+        raise ValueError(
+            f"denoise is {denoise:g}, but schedule {schedule.name!r} was made at {learned_at:g} "
+            f"for the sampler {info.sampler!r}, which is not among those installed here: use "
+            f"{learned_at:g}, or install the pack it comes from"
         )
     warnings = []
     if info.extras:

@@ -12,7 +12,7 @@ import comfyui_version
 import torch
 from torch import Tensor
 
-from ..schedule import EXTENSION, Schedule, load, read_info, save
+from ..schedule import EXTENSION, Schedule, ScheduleFileError, load, read_info, save
 from ..version import __version__
 from . import fingerprint, folders, samplers
 from .latents import check_conditioning, latent_samples, training_noises
@@ -85,15 +85,23 @@ class Session:
         }
 
 
-def saved_schedule(key: str, name: str) -> Path | None:
-    """The newest saved schedule of identical work, of that name if there is one."""
+def saved_schedule(key: str, name: str) -> tuple[Schedule, Path] | None:
+    """The newest saved schedule of identical work, of that name if there is one.
+
+    Files that were damaged since are passed over: the work is done again.
+    """
     folder = folders.save_folder()
     found = []
     for path in folder.glob(f"*{EXTENSION}") if folder.is_dir() else ():
         info = read_info(path)
-        if info is not None and info.settings_hash == key:
+        if info is not None and info.settings_hash == key and info.report:
             found.append((path.stem == name, path.stat().st_mtime, path))
-    return max(found)[2] if found else None
+    for _, _, path in sorted(found, reverse=True):
+        try:
+            return load(path), path
+        except ScheduleFileError as error:
+            logger.warning("LD3: %s; the work is done again", error)
+    return None
 
 
 def save_schedule(schedule: Schedule, name: str) -> tuple[Schedule, Path]:

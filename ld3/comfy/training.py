@@ -21,7 +21,7 @@ from ..metrics import IMAGE_DISTANCES
 from ..model import Model
 from ..parameters import check_sigmas
 from ..recompute import GradientError, recomputed
-from ..schedule import Schedule, ScheduleInfo, check_name, load
+from ..schedule import Schedule, ScheduleInfo, check_name
 from ..solver import Plan, UnsupportedSampler
 from ..solver import Sampler as TracedSampler
 from ..teacher import TargetStore
@@ -136,7 +136,7 @@ def train_schedule(
     key = session.key(asdict(request), session.samples, session.batch_index, decoder)
     saved = None if retrain else saved_schedule(key, name)
     if saved is not None:
-        return TrainingResult(load(saved), saved, trained=False, seconds=0.0)
+        return TrainingResult(*saved, trained=False, seconds=0.0)
 
     started = time.monotonic()
     run = _TrainingSampler(model, request, vae if compares_images else None)

@@ -74,12 +74,14 @@ def teacher_sigmas(model: Model, plan: Plan, steps: int) -> Tensor:
     states = sorted({float(s) for s in plan.table.state_sigmas.float()}, reverse=True)
     cuts = max(1, round(TEACHER_STEPS * steps / len(states)))
     end = float(plan.sigmas[-1])
-    lowest = min(max(model.sigma_min, end), 0.5 * states[-1])
+    lowest = end if end > 0 else min(model.sigma_min, 0.5 * states[-1])
     levels: list[float] = []
     for upper, lower in zip(states, [*states[1:], lowest], strict=True):
         u = model.coordinate.from_sigma(torch.tensor([upper, lower], dtype=torch.float64))
         inner = torch.lerp(u[0], u[1], torch.arange(1, cuts, dtype=torch.float64) / cuts)
-        levels += [upper, *model.coordinate.to_sigma(inner).tolist()]
+        cut = model.coordinate.to_sigma(inner).tolist()
+        # not all are between: a flow model's coordinate is clipped near 1
+        levels += [upper, *(level for level in cut if lower < level < upper)]
     return torch.tensor([*levels, end], dtype=torch.float64).float()
 
 
@@ -89,7 +91,8 @@ def teacher_states(model: Model, teacher: Plan, plan: Plan, pairs: Pairs) -> lis
     levels = teacher.table.state_sigmas
     found = []
     for level in plan.table.state_sigmas[1:]:
-        call = int((levels.log() - level.log()).abs().argmin())
+        away = (levels.log() - level.log()).abs()
+        call = int((away <= away.min() + 1e-6).nonzero().max())  # of two the corrected state
         found.append(combine(teacher.table.weights[call, : call + 1], history))
     return [*found, result]
 
@@ -171,7 +174,8 @@ class _Students:
     def after_call(self, table: SolverTable, m: int, p: int | None) -> tuple[float, float]:
         """Make call m with the table's lambdas so far: <V, V> and <V, R> of the next state."""
         vv = vr = 0.0
-        self.model.begin_rollout(self.plan.sigmas)
+        if m == 0:
+            self.model.begin_rollout(self.plan.sigmas)
         for history, states in zip(self.history, self.states, strict=True):
             x = combine(table.weights[m, : m + 1], history)
             level = x.new_full((len(x),), float(table.eval_sigmas[m]))
