@@ -32,6 +32,8 @@ from ld3.training.gradient import (
     differentiable_rollout,
     differentiable_table,
 )
+from ld3.training.guide import Guide
+from ld3.trajectories import few_elements
 
 TITLE = "Demo model: peak bytes of activations of one batch of 4 against steps (dpmpp_2m, cfg 1)"
 KEYS = ("mode", "steps")
@@ -39,6 +41,7 @@ COLUMNS = {"mode": 23, "steps": 5, "peak_bytes": 11, "model_calls": 11}
 MODES = ("sampling", "gauss-newton", "gradient", "gradient-no-checkpoint")
 STEPS = (3, 6, 12)
 BATCH = 4
+TEACHER_CALLS = 20
 PROMPT = "grinning face"
 
 
@@ -91,7 +94,11 @@ def work_of(mode: str, student: Student, theta: Tensor, pairs: Pairs) -> Callabl
     if mode == "sampling":
         return torch.no_grad()(partial(student_samples, model, student.plan(theta), pairs))
     if mode == "gauss-newton":
-        descent = GaussNewton(student, theta, iterations=12)
+        way = [few_elements(pairs.noise)] * (1 + TEACHER_CALLS)
+        levels = torch.linspace(model.sigma_max, 0, TEACHER_CALLS + 1)
+        guide = Guide(student.sampler.table(levels), 1.0, model.coordinate)
+        pairs = replace(pairs, history=torch.stack(way, 1))
+        descent = GaussNewton(student, theta, iterations=12, guide=guide)
         return torch.no_grad()(partial(descent.step, pairs, distance, batch))
     if mode == "gradient":
         settings = replace(ADAM, batch=batch)

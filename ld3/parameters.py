@@ -35,6 +35,10 @@ class Coordinate:
         """Noise levels of coordinates, float64."""
         return u.double().exp() if self.name == "log" else torch.sigmoid(u.double())
 
+    def signal(self, sigma: float) -> float:
+        """a in a state's a x0 + sigma noise: 1, or 1 - sigma for flow models."""
+        return 1.0 if self.name == "log" else 1.0 - sigma
+
     def moved(self, sigma: Tensor, offset: Tensor) -> Tensor:
         """Noise levels `offset` away in the coordinate: exact where it is 0, 1 stays 1 in logit."""
         factor = offset.exp()

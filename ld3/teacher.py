@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import safetensors
@@ -17,6 +17,7 @@ from torch import Tensor
 from .model import Model
 from .rollout import rollout
 from .solver import Plan
+from .trajectories import few_elements
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +30,33 @@ class Pairs:
         noise: standard normal start noises.
         latent: the latents they are added to (zeros for text to image).
         target: what the teacher makes of them.
+        history: (n, 1+M, few) on the CPU, a few elements of the teacher's rollouts: x_init, D_0, ..
+            (see `ld3.trajectories`); None where nobody follows them.
     """
 
     noise: Tensor
     latent: Tensor
     target: Tensor
+    history: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noise)
 
     def __getitem__(self, index: slice | Tensor) -> Pairs:
-        return Pairs(self.noise[index], self.latent[index], self.target[index])
+        history = None if self.history is None else self.history[index]
+        return Pairs(self.noise[index], self.latent[index], self.target[index], history)
 
     def batches(self, size: int, device: torch.device | str) -> Iterator[Pairs]:
         """Consecutive batches of at most `size` pairs, on `device`."""
         for i in range(0, len(self), size):
             part = self[i : i + size]
-            yield Pairs(part.noise.to(device), part.latent.to(device), part.target.to(device))
+            moved = (t.to(device) for t in (part.noise, part.latent, part.target))
+            yield Pairs(*moved, part.history)
+
+    @staticmethod
+    def joined(parts: list[Pairs]) -> Pairs:
+        """All parts of `teach` one after another."""
+        return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
 
 
 def student_samples(model: Model, plan: Plan, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
@@ -56,7 +67,7 @@ def student_samples(model: Model, plan: Plan, pairs: Pairs) -> tuple[Tensor, lis
 
 
 class TargetStore:
-    """Teacher targets on disk: the next training with the same teacher need not sample them again.
+    """A teacher's samples on disk: the next training with it need not make them again.
 
     Args:
         folder: where the files lie, one a batch; made when needed.
@@ -66,22 +77,25 @@ class TargetStore:
     def __init__(self, folder: Path, key: str) -> None:
         self._folder, self._key = folder, key
 
-    def get(self, noise: Tensor, latent: Tensor) -> Tensor | None:
-        """The target of a batch, or None if it is not there or cannot be read."""
+    def get(self, noise: Tensor, latent: Tensor) -> Pairs | None:
+        """The pairs of a batch, or None if they are not there or cannot be read."""
         path = self._path(noise, latent)
         try:
-            target = safetensors.torch.load_file(path)["target"] if path.is_file() else None
+            kept = safetensors.torch.load_file(path) if path.is_file() else {}
+            pairs = Pairs(noise, latent, kept["target"], kept["history"])
         except (safetensors.SafetensorError, OSError, KeyError):
             return None
-        return target if target is not None and target.shape == noise.shape else None
+        whole = pairs.target.shape == noise.shape and len(pairs.history) == len(noise)
+        return pairs if whole else None
 
-    def put(self, noise: Tensor, latent: Tensor, target: Tensor) -> None:
-        """Keep the target of a batch; the file appears whole or not at all."""
-        path = self._path(noise, latent)
+    def put(self, pairs: Pairs) -> None:
+        """Keep the pairs of a batch; the file appears whole or not at all."""
+        path = self._path(pairs.noise, pairs.latent)
+        kept = {"target": pairs.target.cpu().contiguous(), "history": pairs.history.contiguous()}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file({"target": target.cpu().contiguous()}, temporary)
+            safetensors.torch.save_file(kept, temporary)
             os.replace(temporary, path)
         except (OSError, safetensors.SafetensorError) as error:  # a full disk costs only time
             logger.warning("LD3: a teacher's target could not be kept: %s", error)
@@ -105,11 +119,12 @@ def teach(
     Raises:
         ValueError: the model returned infinite or undefined values.
     """
-    target = store.get(noise, latent) if store else None
-    if target is not None:
-        return Pairs(noise, latent, target)
+    kept = store.get(noise, latent) if store else None
+    if kept is not None:
+        return kept
     batch = Pairs(noise.to(model.device), latent.to(model.device), noise)
-    target = student_samples(model, plan, batch)[0].to(noise.device)
+    result, history = student_samples(model, plan, batch)
+    target = result.to(noise.device)
     bad = int((~torch.isfinite(target.flatten(1)).all(1)).sum())
     if bad:
         raise ValueError(
@@ -117,6 +132,7 @@ def teach(
             "noises; check that the model works in a plain KSampler with the teacher's sampler "
             "and scheduler"
         )
+    pairs = Pairs(noise, latent, target, torch.stack([few_elements(h) for h in history], 1))
     if store:
-        store.put(noise, latent, target)
-    return Pairs(noise, latent, target)
+        store.put(pairs)
+    return pairs

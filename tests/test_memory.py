@@ -41,7 +41,7 @@ def convolutions() -> Model:
 
 @cache
 def measured(mode: str, steps: int) -> int:
-    noise = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     pairs = Pairs(noise, torch.zeros_like(noise), 0.5 * noise)
     student, theta = some_student(Sampler(euler), convolutions(), steps)
     return peak_bytes(work_of(mode, student, theta, pairs))

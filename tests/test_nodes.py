@@ -461,9 +461,7 @@ def test_a_schedule_for_a_sampler_not_installed_runs_by_its_table(
 ) -> None:
     foreign = replace(schedule, info=replace(schedule.info, sampler="somebodys_sampler"))
     torch.testing.assert_close(sample(schedule=foreign), sample(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(
-        ValueError, match="somebodys_sampler.*not among those installed"
-    ):
+    with pytest.raises(ValueError, match="somebodys_sampler.*not among those installed"):
         sample(schedule=foreign, denoise=0.5)
 
 

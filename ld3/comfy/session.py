@@ -18,7 +18,7 @@ from . import fingerprint, folders, samplers
 from .latents import check_conditioning, latent_samples, training_noises
 
 logger = logging.getLogger(__name__)
-ALGORITHM = 3  # raised when the same settings learn another schedule than before
+ALGORITHM = 4  # raised when the same settings learn another schedule than before
 
 
 class Session:

@@ -25,6 +25,10 @@ from ..metrics import Distance
 from ..rollout import rollout
 from ..student import Student
 from ..teacher import Pairs, student_samples
+from ..trajectories import few_elements
+from .guide import Guide
+
+RESULT_ELEMENTS = 1024  # of a latent; so many equations a noise are plenty for a few parameters
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,16 @@ def normal_equations(
     distance: Distance,
     batch_size: int,
     difference: float,
+    guide: Guide | None = None,
+    guide_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A (K, K) and g (K,) of the weighted least squares at theta, K its length.
 
     Means over pairs, float64.
+
+    Args:
+        guide, guide_weight: also hold the states on the way to the teacher's, with this weight
+            together; the result's is 1.
     """
     model = student.model
     a = torch.zeros(len(theta), len(theta), dtype=torch.float64)
@@ -68,27 +78,53 @@ def normal_equations(
     shared = [plan.table.first_change(other.table) + 1 for _, other in moves]
     # the last to change first, so that outputs can go as soon as no other probe shares them
     late_first = sorted(range(len(theta)), key=lambda k: -shared[k])
+
+    def kept(sample: Tensor) -> Tensor:
+        # an image needs the whole latent
+        return sample if distance.image_features else few_elements(sample, RESULT_ELEMENTS)
+
+    def add(residual: Tensor, columns: list[Tensor], share: float) -> None:
+        jacobian = torch.stack(columns, 1).float()
+        weighted = distance.weights(residual).unsqueeze(1) * jacobian
+        share /= len(pairs) * residual.shape[1]
+        a.add_(share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu())
+        g.add_(share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu())
+
     for batch in pairs.batches(batch_size, model.device):
         result, history = student_samples(model, plan, batch)
-        changes = {}
+        result, target = kept(result), kept(batch.target)
+        teacher = guide.trajectories(batch) if guide else None
+        few = [few_elements(state) for state in history] if guide else []
+        off = guide.deviations(plan.table, few, teacher) if guide else []
+        changes, ways = {}, {}
         for k in late_first:
             del history[shared[k] :]
             other = moves[k][1]
             model.begin_rollout(other.sigmas)
+            moved, made = rollout(other.table, model, history)
             # rounded to 3 digits, which averages out over elements, and half the memory
-            changes[k] = (rollout(other.table, model, history)[0] - result).bfloat16()
+            changes[k] = (kept(moved) - result).bfloat16()
+            if guide:
+                new = few[: shared[k]] + [few_elements(state) for state in made[shared[k] :]]
+                first = max(shared[k] - 1, 1)  # the states before are the same
+                reached = guide.deviations(other.table, new, teacher, first)
+                unmoved = [torch.zeros_like(off[0], dtype=torch.bfloat16)] * (first - 1)
+                ways[k] = unmoved + [
+                    (a - b).bfloat16() for a, b in zip(reached, off[first - 1 :], strict=True)
+                ]
+                del new, reached
+            del moved, made
         for part in distance.parts(len(result)):
             here = distance.features(result[part])
-            residual = (here - distance.features(batch.target[part])).flatten(1)
+            residual = (here - distance.features(target[part])).flatten(1)
             columns = [
                 (distance.features(result[part] + changes[k][part]) - here).flatten(1) / h
                 for k, (h, _) in enumerate(moves)
             ]
-            jacobian = torch.stack(columns, 1).float()
-            weighted = distance.weights(residual).unsqueeze(1) * jacobian
-            share = 1 / (len(pairs) * residual.shape[1])
-            a += share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu()
-            g += share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu()
+            add(residual, columns, 1.0)
+        for m, residual in enumerate(off):
+            columns = [ways[k][m].float() / h for k, (h, _) in enumerate(moves)]
+            add(residual, columns, guide_weight / len(off))
     return a, g
 
 
@@ -100,6 +136,7 @@ class GaussNewton:
         student: what is learned.
         theta: current parameters.
         iterations: planned length, over which the step cap falls.
+        guide: the teacher's way, which states are held to.
         done: iterations already made.
     """
 
@@ -107,6 +144,7 @@ class GaussNewton:
     theta: Tensor
     iterations: int
     settings: GaussNewtonSettings = GaussNewtonSettings()
+    guide: Guide | None = None
     done: int = 0
     _a: Tensor | None = field(default=None, init=False)
     _g: Tensor | None = field(default=None, init=False)
@@ -114,15 +152,24 @@ class GaussNewton:
     def step(self, pairs: Pairs, distance: Distance, batch_size: int) -> Tensor:
         """Move theta by one damped step computed from these pairs; returns the new theta."""
         s = self.settings
-        a, g = normal_equations(self.student, self.theta, pairs, distance, batch_size, s.difference)
+        progress = min(self.done / max(self.iterations - 1, 1), 1.0)
+        a, g = normal_equations(
+            self.student,
+            self.theta,
+            pairs,
+            distance,
+            batch_size,
+            s.difference,
+            self.guide,
+            self.guide.weight(progress) if self.guide else 0.0,
+        )
         if not (torch.isfinite(a).all() and torch.isfinite(g).all()):
             self.done += 1
             return self.theta  # a rollout overflowed; other noises may not
         keep = s.memory if self._a is not None else 0.0
         self._a = a if self._a is None else keep * self._a + (1 - keep) * a
         self._g = g if self._g is None else keep * self._g + (1 - keep) * g
-        progress = self.done / max(self.iterations - 1, 1)
-        cap = s.largest_step * (s.smallest_step / s.largest_step) ** min(progress, 1.0)
+        cap = s.largest_step * (s.smallest_step / s.largest_step) ** progress
         step = damped_step(self._a, self._g, s.damping)
         step = step * min(1.0, cap / max(float(step.abs().max()), 1e-12))
         old = self.theta

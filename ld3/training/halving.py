@@ -16,6 +16,7 @@ import torch
 from ..student import Student
 from ..teacher import Pairs
 from .gauss_newton import GaussNewton
+from .guide import Guide
 from .screening import SCREENING_NOISES, Start
 from .selection import Selection
 from .settings import ITERATIONS_A_VALIDATION, TrainingSettings
@@ -33,6 +34,7 @@ def descend_by_gauss_newton(
     selection: Selection,
     settings: TrainingSettings,
     order: torch.Generator,
+    guide: Guide | None = None,
 ) -> None:
     """All rounds of the settings; the best by validation is left in `selection`.
 
@@ -40,6 +42,7 @@ def descend_by_gauss_newton(
         student: what to learn, extras included.
         starts: best first.
         order: draws the noises of each iteration.
+        guide: the teacher's way, which states are held to.
     """
     constants = settings.gauss_newton
     if student.extras:
@@ -50,7 +53,7 @@ def descend_by_gauss_newton(
     total = sum(r.iterations for r in settings.rounds)
     done = 0
     descents: Descents = [
-        (name, GaussNewton(uncorrected, uncorrected.start(u), total, constants))
+        (name, GaussNewton(uncorrected, uncorrected.start(u), total, constants, guide))
         for _, name, u in starts
     ]
     for planned in settings.rounds:
@@ -59,7 +62,7 @@ def descend_by_gauss_newton(
             name, descent = descents[0]
             # with averages of its own: those of six basins' few noises are crude
             theta = student.start(descent.theta)
-            descents = [(name, GaussNewton(student, theta, total, constants, done))]
+            descents = [(name, GaussNewton(student, theta, total, constants, guide, done))]
         learned = ", ".join(["time steps", *descents[0][1].student.extras])
         for left in reversed(range(planned.iterations)):
             for _, descent in descents:

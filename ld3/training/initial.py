@@ -20,60 +20,35 @@ import torch
 from torch import Tensor
 
 from ..metrics import rmse
-from ..parameters import Coordinate, StepParameters
-from ..rollout import combine, rollout
+from ..parameters import StepParameters
+from ..rollout import rollout
 from ..solver import SolverTable
+from ..trajectories import Trajectories
 
-MOST_ELEMENTS = 4096  # a sample; more only costs time, the surrogate acts on each element alone
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
 
 
-def few_elements(state: Tensor) -> Tensor:
-    """A fixed sample of each latent's elements, at most 4,096, on the CPU: (n, few) float32."""
-    flat = state.flatten(1)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(flat.shape[1], generator=generator)[:MOST_ELEMENTS].sort().values
-    return flat[:, chosen.to(flat.device)].cpu().float()
-
-
 class TrajectorySurrogate:
-    """The denoiser above, read off one teacher rollout.
+    """The denoiser above, read off teacher rollouts.
 
     Args:
-        table: the teacher's table.
-        history: [x_init, D_0, ..] of its rollout, each (n, *latent); a fixed sample of elements is
-            kept.
-        result: the teacher's samples (n, *latent).
-        coordinate: outputs are interpolated linearly in this coordinate of sigma.
+        teacher: the rollouts.
+        target: the same few elements of the teacher's samples, (n, few).
     """
 
-    def __init__(
-        self, table: SolverTable, history: list[Tensor], result: Tensor, coordinate: Coordinate
-    ) -> None:
-        self._coordinate = coordinate
-        flat = [few_elements(state) for state in history]
-        self.start, self.target = flat[0], few_elements(result)
-        self._variance = float(self.target.var())
-        # of several calls at one level the last saw the corrected state
-        calls = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
-        order = [calls[s] for s in sorted(calls)]
-        self._u = coordinate.from_sigma(table.state_sigmas[order])
-        self._states = torch.stack([combine(table.weights[m, : m + 1], flat) for m in order])
-        self._outputs = torch.stack([flat[m + 1] for m in order])
+    def __init__(self, teacher: Trajectories, target: Tensor) -> None:
+        self._teacher, self.target = teacher, target
+        self._variance = float(target.var())
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        level = sigma.reshape(-1)[:1].cpu()
-        u = self._coordinate.from_sigma(level)
-        j = int(torch.searchsorted(self._u, u).clamp(1, len(self._u) - 1))
-        f = float(((u - self._u[j - 1]) / (self._u[j] - self._u[j - 1])).clamp(0, 1))
-        state = torch.lerp(self._states[j - 1], self._states[j], f)
-        output = torch.lerp(self._outputs[j - 1], self._outputs[j], f)
-        slope = self._variance / (self._variance + float(level) ** 2)
+        level = float(sigma.reshape(-1)[0])
+        state, output = self._teacher.states(level), self._teacher.outputs(level)
+        slope = self._variance / (self._variance + level**2)
         return output + slope * (x - state)
 
     def error(self, table: SolverTable) -> float:
         """Mean RMSE to the teacher of the student `table`, on the surrogate; infinite for NaN."""
-        value = float(rmse(rollout(table, self, [self.start])[0] - self.target).mean())
+        value = float(rmse(rollout(table, self, [self._teacher.start])[0] - self.target).mean())
         return value if math.isfinite(value) else math.inf
 
 

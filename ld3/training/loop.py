@@ -11,16 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..metrics import Distance, rmse, spread
+from ..metrics import LATENT_DISTANCES, Distance, rmse, spread
 from ..model import Model
 from ..parameters import StepParameters
 from ..solver import Plan, Sampler, SolverTable
 from ..student import Student
 from ..teacher import Pairs, TargetStore, student_samples, teach
+from ..trajectories import few_elements
 from .dode import distill, with_lambdas
 from .gradient import GradientSettings, descend_by_gradient
+from .guide import Guide
 from .halving import descend_by_gauss_newton
-from .initial import few_elements
 from .output_mix import output_mix
 from .planning import planned_calls
 from .report import Progress, Report, Watcher
@@ -29,6 +30,7 @@ from .selection import Selection, errors
 from .settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
+SPREAD_ELEMENTS = 4096  # of each sample, by which spreads are compared
 
 
 class Learned(NamedTuple):
@@ -149,9 +151,7 @@ class ScheduleTraining:
             self._tell(f"teacher: {name} noises")
             batch = noise[i : i + size], latent[i : i + size]
             pairs.append(teach(self.model, self.teacher, *batch, self.store))
-        return Pairs(
-            *(torch.cat([getattr(p, f) for p in pairs]) for f in ("noise", "latent", "target"))
-        )
+        return Pairs.joined(pairs)
 
     def _scaled_distance(self, validation: Pairs) -> Distance:
         """The distance, its scale the median error of the first standard schedule that works."""
@@ -194,7 +194,9 @@ class ScheduleTraining:
         if s.gradient:
             self._gradient(student, starts[0], training, selection, order, s.gradient)
         else:
-            descend_by_gauss_newton(student, starts, training, selection, s, order)
+            descend_by_gauss_newton(
+                student, starts, training, selection, s, order, self._guide(training)
+            )
         if s.dode:
             self._distill(training, selection)
         if s.output_mix:
@@ -204,6 +206,13 @@ class ScheduleTraining:
             )
             if mixed is not None:
                 selection.offer_extra("output mix", mixed)
+
+    def _guide(self, training: Pairs) -> Guide | None:
+        """For latents; a state is no image yet."""
+        if self.settings.distance not in LATENT_DISTANCES:
+            return None
+        deviation = float(training.target.std())
+        return Guide(self.teacher.table, deviation, self.model.coordinate)
 
     def _distill(self, training: Pairs, selection: Selection) -> None:
         """Fit D-ODE's lambdas to the best plan."""
@@ -264,11 +273,11 @@ class ScheduleTraining:
     def _spread(self, plan: Plan, test: Pairs) -> float:
         made = torch.cat(
             [
-                few_elements(student_samples(self.model, plan, batch)[0])
+                few_elements(student_samples(self.model, plan, batch)[0], SPREAD_ELEMENTS)
                 for batch in test.batches(self.settings.batch_size, self.model.device)
             ]
         )
-        return spread(made) / max(spread(few_elements(test.target)), 1e-12)
+        return spread(made) / max(spread(few_elements(test.target, SPREAD_ELEMENTS)), 1e-12)
 
     def _tell(self, stage: str) -> None:
         self.watch(

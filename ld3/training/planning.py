@@ -6,7 +6,7 @@ import math
 
 from .dode import TEACHER_STEPS
 from .gradient import CALLS_A_GRADIENT, GradientSettings, updates_a_validation
-from .screening import CANDIDATES, SCREENING_NOISES, STANDARD, TRAJECTORIES
+from .screening import CANDIDATES, SCREENING_NOISES, STANDARD
 from .settings import ITERATIONS_A_VALIDATION, TrainingSettings
 
 
@@ -29,7 +29,6 @@ def planned_calls(s: TrainingSettings, calls: int, teacher_calls: int, competito
         learning += s.training_noises * calls + validation
     return (
         s.noises * teacher_calls
-        + min(TRAJECTORIES, s.training_noises) * teacher_calls
         + calls * screening * (min(competitors, STANDARD) + CANDIDATES)
         + 3 * validation
         + learning

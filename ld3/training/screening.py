@@ -3,13 +3,13 @@ ranked by the real model."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..solver import Plan
 from ..student import Student
-from ..teacher import Pairs, student_samples
-from .initial import TrajectorySurrogate, few_elements, surrogate_starts
+from ..teacher import Pairs
+from ..trajectories import Trajectories, few_elements
+from .initial import TrajectorySurrogate, surrogate_starts
 from .selection import Selection
 
 TRAJECTORIES = 8  # teacher rollouts the surrogate is read off
@@ -36,10 +36,10 @@ def screened_starts(
     Args:
         wanted: how many starts, if there are so many.
         baselines: name -> standard plan; those with the student's steps and calls can be starts.
-        teacher: sampled on a few of the training noises.
+        teacher: made the training pairs.
     """
     few, report = selection.validation[:SCREENING_NOISES], selection.report
-    surrogate = trajectory_surrogate(student, teacher, training, selection.batch_size)
+    surrogate = trajectory_surrogate(student, teacher, training)
     scored: list[Start] = []
     likely = sorted(baselines, key=lambda name: surrogate.error(baselines[name].table))
     for name in likely[:STANDARD]:
@@ -71,14 +71,9 @@ def screened_starts(
     return kept[:wanted]
 
 
-def trajectory_surrogate(
-    student: Student, teacher: Plan, training: Pairs, batch_size: int
-) -> TrajectorySurrogate:
+def trajectory_surrogate(student: Student, teacher: Plan, training: Pairs) -> TrajectorySurrogate:
     """The surrogate read off the teacher's rollouts on a few training noises."""
-    model, rollouts = student.model, []
-    for batch in training[:TRAJECTORIES].batches(batch_size, model.device):
-        result, history = student_samples(model, teacher, batch)
-        # a video's whole trajectories would not fit beside the model
-        rollouts.append([few_elements(state) for state in (result, *history)])
-    result, *history = (torch.cat(states) for states in zip(*rollouts, strict=True))
-    return TrajectorySurrogate(teacher.table, history, result, model.coordinate)
+    few = training[:TRAJECTORIES]
+    assert few.history is not None  # `teach` made them
+    trajectories = Trajectories(teacher.table, few.history, student.model.coordinate)
+    return TrajectorySurrogate(trajectories, few_elements(few.target))

@@ -1,0 +1,76 @@
+"""Hold a student's states to the teacher's way.
+
+A few noises say little about how often others end elsewhere: the sample of one noise in thirty
+jumps to another mode because its state came too near, and a training set may hold no such noise.
+But states are off for every noise. So Gauss-Newton's residuals are, besides the result's, those of
+each state after the first,
+
+    r_m = s_m (X_m - x_T(sigma_m)) ,   s_m = sd / sqrt(a_m^2 sd^2 + sigma_m^2) ,
+
+x_T the teacher's state at this noise level, read off its own rollout without a model call. s_m is
+what becomes of a difference on its way to the sample for Gaussian data of standard deviation sd,
+whose ODE scales states as their spread; a state is a_m x0 + sigma_m noise.
+
+The states' weight falls over the iterations: they lead to a basin, but the best few steps inside it
+need not pass exactly where the teacher does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..parameters import Coordinate
+from ..rollout import combine
+from ..solver import SolverTable
+from ..teacher import Pairs
+from ..trajectories import Trajectories
+
+FIRST_WEIGHT, LAST_WEIGHT = 10.0, 0.1  # of all states together; the result's is 1
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The teacher's way.
+
+    Attributes:
+        table: the teacher's.
+        deviation: sd, of the teacher's samples.
+        coordinate: the model's.
+    """
+
+    table: SolverTable
+    deviation: float
+    coordinate: Coordinate
+
+    @staticmethod
+    def weight(progress: float) -> float:
+        """Of all states together after this share of the iterations; the result's is 1."""
+        return FIRST_WEIGHT * (LAST_WEIGHT / FIRST_WEIGHT) ** progress
+
+    def trajectories(self, pairs: Pairs) -> Trajectories:
+        """The teacher's rollouts of these noises.
+
+        Raises:
+            ValueError: the pairs were made without them.
+        """
+        if pairs.history is None:
+            raise ValueError("these pairs hold no rollouts of the teacher; make them with `teach`")
+        return Trajectories(self.table, pairs.history, self.coordinate)
+
+    def deviations(
+        self, table: SolverTable, history: list[Tensor], teacher: Trajectories, first: int = 1
+    ) -> list[Tensor]:
+        """r_m of each state from the first on: M - first of (n, few).
+
+        Args:
+            table, history: the student's, with the history's few elements of each latent.
+        """
+        found = []
+        for m in range(first, table.model_calls):
+            sigma = float(table.state_sigmas[m])
+            spread = (self.coordinate.signal(sigma) * self.deviation) ** 2 + sigma**2
+            off = combine(table.weights[m, : m + 1], history) - teacher.states(sigma)
+            found.append(off * (self.deviation / spread**0.5))
+        return found

@@ -1,0 +1,71 @@
+"""Where a teacher's samples were on their way, at any noise level, without a model call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .parameters import Coordinate
+from .solver import SolverTable
+
+MOST_ELEMENTS = 64  # a sample; they say as much as all about a handful of parameters
+
+
+def few_elements(state: Tensor, most: int = MOST_ELEMENTS) -> Tensor:
+    """A fixed sample of at most so many of each latent's elements, on the CPU: (n, few) float32."""
+    flat = state.flatten(1)
+    if flat.shape[1] > most:
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(flat.shape[1], generator=generator)[:most].sort().values
+        flat = flat[:, chosen.to(flat.device)]
+    return flat.cpu().float()
+
+
+class Trajectories:
+    """Rollouts of a teacher between their calls, on a few elements of each latent.
+
+    Between two calls a state is the cubic in sigma with the ODE's slopes, dx/dsigma = (x - D) /
+    sigma, at both; below the last call it is the straight line to its output. Outputs are linear in
+    the coordinate.
+
+    Args:
+        table: the teacher's.
+        history: (n, 1+M, few) the rollouts' x_init, D_0, .., D_{M-1}.
+        coordinate: the model's.
+    """
+
+    def __init__(self, table: SolverTable, history: Tensor, coordinate: Coordinate) -> None:
+        # of several calls at one level the last saw the corrected state
+        last = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
+        calls = [last[s] for s in sorted(last)]
+        self._coordinate, self._levels = coordinate, table.state_sigmas[calls]
+        self._u = coordinate.from_sigma(self._levels)
+        self._states = torch.einsum("mj,nje->mne", table.weights[calls].float(), history)
+        self._outputs = history[:, [m + 1 for m in calls]].movedim(1, 0)
+        self.start = history[:, 0]
+
+    def states(self, sigma: float) -> Tensor:
+        """All states at a noise level: (n, few)."""
+        j = self._stretch(sigma)
+        low, high = self._levels[j - 1 : j + 1].tolist()
+        if sigma < low:
+            return torch.lerp(self._outputs[j - 1], self._states[j - 1], sigma / low)
+        (x0, x1), (d0, d1) = self._states[j - 1 : j + 1], self._outputs[j - 1 : j + 1]
+        h = high - low
+        t = (sigma - low) / h
+        slopes = (t * (1 - t) ** 2 * h / low, -(t**2) * (1 - t) * h / high)
+        moved = slopes[0] * (x0 - d0) + slopes[1] * (x1 - d1)
+        return torch.lerp(x0, x1, t**2 * (3 - 2 * t)) + moved
+
+    def outputs(self, sigma: float) -> Tensor:
+        """All denoised outputs at a noise level: (n, few)."""
+        j = self._stretch(sigma)
+        u = float(self._coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
+        low, high = self._u[j - 1 : j + 1].tolist()
+        f = min(max((u - low) / (high - low), 0.0), 1.0)
+        return torch.lerp(self._outputs[j - 1], self._outputs[j], f)
+
+    def _stretch(self, sigma: float) -> int:
+        """j where sigma lies between levels j - 1 and j, or next to them."""
+        level = self._levels.new_tensor([sigma])
+        return int(torch.searchsorted(self._levels, level).clamp(1, len(self._levels) - 1))
