@@ -27,7 +27,7 @@ from ..solver import SolverTable
 from ..teacher import Pairs
 from ..trajectories import Trajectories
 
-FIRST_WEIGHT, LAST_WEIGHT = 10.0, 0.1  # of all states together; the result's is 1
+LAST_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,18 @@ class Guide:
         table: the teacher's.
         deviation: sd, of the teacher's samples.
         coordinate: the model's.
+        first_weight: of all states together in the first iteration; the result's is 1. (Of steps
+            alone, which cannot follow far; `halving` has that of extras.)
     """
 
     table: SolverTable
     deviation: float
     coordinate: Coordinate
+    first_weight: float = 1.0
 
-    @staticmethod
-    def weight(progress: float) -> float:
-        """Of all states together after this share of the iterations; the result's is 1."""
-        return FIRST_WEIGHT * (LAST_WEIGHT / FIRST_WEIGHT) ** progress
+    def weight(self, progress: float) -> float:
+        """Of all states together after this share of the iterations."""
+        return self.first_weight * (LAST_WEIGHT / self.first_weight) ** progress
 
     def trajectories(self, pairs: Pairs) -> Trajectories:
         """The teacher's rollouts of these noises.
