@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .gauss_newton import GaussNewtonSettings
 from .gradient import GradientSettings
 
-ITERATIONS_A_VALIDATION = 3  # validation noises are many; iterations in a row are alike
+ITERATIONS_A_VALIDATION = 4  # validation noises are many; iterations in a row are alike
 
 
 class Round(NamedTuple):
