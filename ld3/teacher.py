@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .model import Model
+from .parameters import Coordinate
 from .rollout import rollout
-from .solver import Plan
-from .trajectories import few_elements
+from .solver import Plan, SolverTable
+from .trajectories import Trajectories, few_elements
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,16 @@ class Pairs:
             part = self[i : i + size]
             moved = (t.to(device) for t in (part.noise, part.latent, part.target))
             yield Pairs(*moved, part.history)
+
+    def trajectories(self, table: SolverTable, coordinate: Coordinate) -> Trajectories:
+        """The teacher's rollouts of these noises, by its table.
+
+        Raises:
+            ValueError: the pairs were made without them.
+        """
+        if self.history is None:
+            raise ValueError("these pairs hold no rollouts of the teacher; make them with `teach`")
+        return Trajectories(table, self.history, coordinate)
 
     @staticmethod
     def joined(parts: list[Pairs]) -> Pairs:

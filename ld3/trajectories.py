@@ -38,7 +38,7 @@ class Trajectories:
         # of several calls at one level the last saw the corrected state
         last = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
         calls = [last[s] for s in sorted(last)]
-        self._coordinate, self._levels = coordinate, table.state_sigmas[calls]
+        self.coordinate, self._levels = coordinate, table.state_sigmas[calls]
         self._u = coordinate.from_sigma(self._levels)
         self._states = torch.einsum("mj,nje->mne", table.weights[calls].float(), history)
         self._outputs = history[:, [m + 1 for m in calls]].movedim(1, 0)
@@ -60,7 +60,7 @@ class Trajectories:
     def outputs(self, sigma: float) -> Tensor:
         """All denoised outputs at a noise level: (n, few)."""
         j = self._stretch(sigma)
-        u = float(self._coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
+        u = float(self.coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
         low, high = self._u[j - 1 : j + 1].tolist()
         f = min(max((u - low) / (high - low), 0.0), 1.0)
         return torch.lerp(self._outputs[j - 1], self._outputs[j], f)

@@ -174,7 +174,7 @@ def test_extras_bring_samples_nearer_the_teacher_on_noises_never_seen() -> None:
         settings = replace(SMOOTH, **extras)
         errors.append(training(task, settings).run(*noises(task, settings)).report)
     steps, decoupled, solver = (report.heldout_error for report in errors)
-    assert decoupled < 0.8 * steps and solver < 0.9 * decoupled
+    assert decoupled < 0.5 * steps and solver < 0.95 * decoupled
     assert errors[1].extras == ["decoupled times"]
     assert errors[2].extras[:2] == ["decoupled times", "solver corrections"]
 

@@ -52,14 +52,8 @@ class Guide:
         return self.first_weight * (LAST_WEIGHT / self.first_weight) ** progress
 
     def trajectories(self, pairs: Pairs) -> Trajectories:
-        """The teacher's rollouts of these noises.
-
-        Raises:
-            ValueError: the pairs were made without them.
-        """
-        if pairs.history is None:
-            raise ValueError("these pairs hold no rollouts of the teacher; make them with `teach`")
-        return Trajectories(self.table, pairs.history, self.coordinate)
+        """The teacher's rollouts of these noises."""
+        return pairs.trajectories(self.table, self.coordinate)
 
     def deviations(
         self, table: SolverTable, history: list[Tensor], teacher: Trajectories, first: int = 1

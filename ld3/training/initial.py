@@ -1,9 +1,9 @@
 """Where to start: schedules found on the teacher's own trajectories, without a single model call.
 
 Near a teacher trajectory x_T(s) with denoised outputs D_T(s) the denoiser of data with variance
-sd^2 is about
+sd^2, in states a x0 + s noise, is about
 
-    D(x; s) = D_T(s) + sd^2 / (sd^2 + s^2) (x - x_T(s)) :
+    D(x; s) = D_T(s) + a sd^2 / (a^2 sd^2 + s^2) (x - x_T(s)) :
 
 exact on the trajectory, and with the slope a Gaussian of the data's variance would have off it.
 Running the student with this surrogate costs arithmetic only, so hundreds of schedules can be
@@ -43,7 +43,8 @@ class TrajectorySurrogate:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         level = float(sigma.reshape(-1)[0])
         state, output = self._teacher.states(level), self._teacher.outputs(level)
-        slope = self._variance / (self._variance + level**2)
+        signal = self._teacher.coordinate.signal(level)
+        slope = signal * self._variance / (signal**2 * self._variance + level**2)
         return output + slope * (x - state)
 
     def error(self, table: SolverTable) -> float:

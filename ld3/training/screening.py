@@ -8,7 +8,7 @@ from torch import Tensor
 from ..solver import Plan
 from ..student import Student
 from ..teacher import Pairs
-from ..trajectories import Trajectories, few_elements
+from ..trajectories import few_elements
 from .initial import TrajectorySurrogate, surrogate_starts
 from .selection import Selection
 
@@ -39,7 +39,10 @@ def screened_starts(
         teacher: made the training pairs.
     """
     few, report = selection.validation[:SCREENING_NOISES], selection.report
-    surrogate = trajectory_surrogate(student, teacher, training)
+    taught = training[:TRAJECTORIES]
+    surrogate = TrajectorySurrogate(
+        taught.trajectories(teacher.table, student.model.coordinate), few_elements(taught.target)
+    )
     scored: list[Start] = []
     likely = sorted(baselines, key=lambda name: surrogate.error(baselines[name].table))
     for name in likely[:STANDARD]:
@@ -69,11 +72,3 @@ def screened_starts(
         if all(float((candidate[2] - k[2]).abs().max()) > DIFFERENT for k in kept):
             kept.append(candidate)
     return kept[:wanted]
-
-
-def trajectory_surrogate(student: Student, teacher: Plan, training: Pairs) -> TrajectorySurrogate:
-    """The surrogate read off the teacher's rollouts on a few training noises."""
-    few = training[:TRAJECTORIES]
-    assert few.history is not None  # `teach` made them
-    trajectories = Trajectories(teacher.table, few.history, student.model.coordinate)
-    return TrajectorySurrogate(trajectories, few_elements(few.target))
