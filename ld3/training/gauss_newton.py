@@ -26,7 +26,7 @@ from ..rollout import rollout
 from ..student import Student
 from ..teacher import Pairs, student_samples
 from ..trajectories import few_elements
-from .guide import Guide
+from .guide import Guide, Way
 
 RESULT_ELEMENTS = 1024  # of a latent; so many equations a noise are plenty for a few parameters
 
@@ -93,10 +93,8 @@ def normal_equations(
     for batch in pairs.batches(batch_size, model.device):
         result, history = student_samples(model, plan, batch)
         result, target = kept(result), kept(batch.target)
-        teacher = guide.trajectories(batch) if guide else None
-        few = [few_elements(state) for state in history] if guide else []
-        off = guide.deviations(plan.table, few, teacher) if guide else []
-        changes, ways = {}, {}
+        way = Way(guide, batch, plan.table, history) if guide else None
+        changes: dict[int, Tensor] = {}
         for k in late_first:
             del history[shared[k] :]
             other = moves[k][1]
@@ -104,15 +102,8 @@ def normal_equations(
             moved, made = rollout(other.table, model, history)
             # rounded to 3 digits, which averages out over elements, and half the memory
             changes[k] = (kept(moved) - result).bfloat16()
-            if guide:
-                new = few[: shared[k]] + [few_elements(state) for state in made[shared[k] :]]
-                first = max(shared[k] - 1, 1)  # the states before are the same
-                reached = guide.deviations(other.table, new, teacher, first)
-                unmoved = [torch.zeros_like(off[0], dtype=torch.bfloat16)] * (first - 1)
-                ways[k] = unmoved + [
-                    (a - b).bfloat16() for a, b in zip(reached, off[first - 1 :], strict=True)
-                ]
-                del new, reached
+            if way:
+                way.probe(k, other.table, made, shared[k])
             del moved, made
         for part in distance.parts(len(result)):
             here = distance.features(result[part])
@@ -122,9 +113,9 @@ def normal_equations(
                 for k, (h, _) in enumerate(moves)
             ]
             add(residual, columns, 1.0)
-        for m, residual in enumerate(off):
-            columns = [ways[k][m].float() / h for k, (h, _) in enumerate(moves)]
-            add(residual, columns, guide_weight / len(off))
+        for m, residual in enumerate(way.deviations if way else []):
+            columns = [way.changes[k][m].float() / h for k, (h, _) in enumerate(moves)]
+            add(residual, columns, guide_weight / len(way.deviations))
     return a, g
 
 

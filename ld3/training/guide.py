@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..parameters import Coordinate
 from ..rollout import combine
 from ..solver import SolverTable
 from ..teacher import Pairs
-from ..trajectories import Trajectories
+from ..trajectories import Trajectories, few_elements
 
 LAST_WEIGHT = 0.1
 
@@ -70,3 +71,39 @@ class Guide:
             off = combine(table.weights[m, : m + 1], history) - teacher.states(sigma)
             found.append(off * (self.deviation / spread**0.5))
         return found
+
+
+class Way:
+    """One batch of students' states on their way, and how they change with each parameter.
+
+    Args:
+        pairs: the batch.
+        table, history: the students' rollout.
+
+    Attributes:
+        deviations: r_m of each state after the first, M-1 of (n, few).
+        changes: of each parameter probed, by how much it moves them, as many.
+    """
+
+    def __init__(
+        self, guide: Guide, pairs: Pairs, table: SolverTable, history: list[Tensor]
+    ) -> None:
+        self._guide, self._teacher = guide, guide.trajectories(pairs)
+        self._few = [few_elements(state) for state in history]
+        self.deviations = guide.deviations(table, self._few, self._teacher)
+        self.changes: dict[int, list[Tensor]] = {}
+
+    def probe(self, k: int, table: SolverTable, history: list[Tensor], shared: int) -> None:
+        """Note where parameter k's probe leads.
+
+        Args:
+            table, history: its rollout.
+            shared: how many entries of the history are the same.
+        """
+        few = self._few[:shared] + [few_elements(state) for state in history[shared:]]
+        first = max(shared - 1, 1)  # the states before are the same
+        reached = self._guide.deviations(table, few, self._teacher, first)
+        unmoved = [torch.zeros_like(self._few[0], dtype=torch.bfloat16)] * (first - 1)
+        self.changes[k] = unmoved + [
+            (a - b).bfloat16() for a, b in zip(reached, self.deviations[first - 1 :], strict=True)
+        ]
