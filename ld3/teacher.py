@@ -96,13 +96,15 @@ class TargetStore:
             pairs = Pairs(noise, latent, kept["target"], kept["history"])
         except (safetensors.SafetensorError, OSError, KeyError):
             return None
-        whole = pairs.target.shape == noise.shape and len(pairs.history) == len(noise)
+        starts = few_elements(noise).shape
+        whole = pairs.target.shape == noise.shape and kept["history"][:, 0].shape == starts
         return pairs if whole else None
 
     def put(self, pairs: Pairs) -> None:
         """Keep the pairs of a batch; the file appears whole or not at all."""
         path = self._path(pairs.noise, pairs.latent)
-        kept = {"target": pairs.target.cpu().contiguous(), "history": pairs.history.contiguous()}
+        assert pairs.history is not None  # `teach` made it
+        kept = {"target": pairs.target.cpu().contiguous(), "history": pairs.history}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,14 @@ def few_elements(state: Tensor, most: int = MOST_ELEMENTS) -> Tensor:
     """A fixed sample of at most so many of each latent's elements, on the CPU: (n, few) float32."""
     flat = state.flatten(1)
     if flat.shape[1] > most:
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(flat.shape[1], generator=generator)[:most].sort().values
-        flat = flat[:, chosen.to(flat.device)]
+        flat = flat[:, _chosen(flat.shape[1], most).to(flat.device)]
     return flat.cpu().float()
+
+
+@functools.cache
+def _chosen(count: int, most: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(count, generator=generator)[:most].sort().values
 
 
 class Trajectories:

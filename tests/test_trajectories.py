@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+from pathlib import Path
 
 import comfy.k_diffusion.sampling as k_diffusion
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -16,13 +17,13 @@ from ld3.parameters import LOG_SIGMA, StepParameters
 from ld3.rollout import combine, rollout
 from ld3.solver import Plan, Sampler
 from ld3.student import Student
-from ld3.teacher import Pairs, student_samples, teach
+from ld3.teacher import Pairs, TargetStore, student_samples, teach
 from ld3.training.gauss_newton import normal_equations
 from ld3.training.guide import Guide
 from ld3.trajectories import Trajectories, few_elements
 
 EULER, DPMPP_2M = Sampler(k_diffusion.sample_euler), Sampler(k_diffusion.sample_dpmpp_2m)
-HEUN = Sampler(partial(k_diffusion.sample_heun))
+HEUN = Sampler(k_diffusion.sample_heun)
 DEVIATION, START, WEIGHT = 0.7, 80.0, 2.0
 
 
@@ -165,3 +166,20 @@ def test_deviations_are_in_units_of_the_sample() -> None:
     wanted = moved[0] - pairs.target
     for off in guide.deviations(table, moved[1], guide.trajectories(pairs)):
         torch.testing.assert_close(off, wanted, rtol=0.02, atol=1e-3)
+
+
+def test_a_store_gives_back_what_the_teacher_made_without_a_call(tmp_path: Path) -> None:
+    model, sigmas = gmm16(), karras(12, 0.03, START)
+    teacher, noise = Plan(sigmas, EULER.table(sigmas)), noises()
+    store = TargetStore(tmp_path, "one model, one teacher")
+    made = teach(model, teacher, noise, torch.zeros_like(noise), store)
+    calls = model.calls
+    again = teach(model, teacher, noise, torch.zeros_like(noise), store)
+    assert model.calls == calls == 12 * len(noise)
+    assert made.history is not None and again.history is not None
+    assert torch.equal(again.target, made.target) and torch.equal(again.history, made.history)
+    (file,) = tmp_path.iterdir()
+    safetensors.torch.save_file({"target": made.target}, file)  # as an earlier version left it
+    remade = teach(model, teacher, noise, torch.zeros_like(noise), store)
+    assert remade.history is not None and torch.equal(remade.history, made.history)
+    assert model.calls == 2 * calls
