@@ -7,6 +7,7 @@
 - extras: both optimisers, with and without decoupled times.
 - noises: Gauss-Newton's training noises (as many again, but at least 16, validate); "+d" with
   decoupled times, "+s" the full solver.
+- states: held to the teacher's on the way, as by default, or free; "+d", "+s" as above.
 - teacher steps: dpmpp_2m karras teachers of n+1, 2n, 4n and 10n steps for a student of n.
 - yardstick: the best of ComfyUI's nine schedulers on the held-out noises themselves, and the
   default teacher (dpmpp_2m, 20 karras steps).
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 
+from ld3.training.gauss_newton import GaussNewtonSettings
 from ld3.training.gradient import ADAM
 
 from . import ablation_demo, runs, toys
@@ -60,6 +62,7 @@ DISTANCES = ("pseudo-huber", "l2", "l1")
 EXTRAS = ("gauss-newton", "gauss-newton+decoupled", "gradient", "gradient+decoupled")
 NOISES_EXTRAS = {"": LEARNED[""], "d": LEARNED["decoupled"], "s": LEARNED["solver+mix"]}
 NOISES = ("4", "8", "16", "32", "64", "128")
+STATES = ("free", "held")
 TEACHERS = ("n+1", "2n", "4n", "10n")
 CFGS, DISTANCES_CFG = (1.0, 4.0, 7.0), 1.0  # of the demo model
 YARDSTICKS = ("scheduler:best", "teacher")
@@ -68,6 +71,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "distance": DISTANCES,
     "extras": EXTRAS,
     "noises": tuple(f"{n}+{extra}".rstrip("+") for extra in NOISES_EXTRAS for n in NOISES),
+    "states": tuple(f"{s}+{extra}".rstrip("+") for extra in NOISES_EXTRAS for s in STATES),
     "teacher steps": TEACHERS,
 }
 
@@ -136,6 +140,10 @@ def changed_settings(ablation: str, setting: str, dimension: int, steps: int) ->
         # never fewer than 16 judge, as in the node
         noises = {"training_noises": int(count), "validation_noises": max(16, int(count))}
         return noises | NOISES_EXTRAS[extra]
+    if ablation == "states":
+        states, _, extra = setting.partition("+")
+        free = {"gauss_newton": GaussNewtonSettings(held=0.0)} if states == "free" else {}
+        return free | NOISES_EXTRAS[extra]
     return {}
 
 

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 PANELS = {
     "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
     "noises": "training noises (+d: decoupled times, +s: full solver)",
+    "states": "states held to the teacher's or free (+d, +s as above)",
     "teacher steps": "steps of the teacher, for a student of n",
     "distance": "distance, Gauss-Newton (hollow: LPIPS, not RMSE)",
     "extras": "optimiser and decoupled times",
 }
 WIDE = "teacher steps"  # with guidance a teacher of few steps can fail
-UNORDERED = ("distance", "extras")
+UNORDERED = ("distance", "extras", "states")
 MEASURES: dict[str, dict[str, Any]] = {
     "heldout_error": {},
     "heldout_lpips": {"markerfacecolor": "none"},
@@ -31,8 +32,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     """
     yardstick = {_problem(row): row for row in rows if row["setting"] == "scheduler:best"}
     colours = {problem: f"C{i}" for i, problem in enumerate(yardstick)}
-    figure = Figure(figsize=(15, 8.5), dpi=100, layout="constrained")
-    axes = figure.subplots(2, 3).flatten()
+    figure = Figure(figsize=(19, 8.5), dpi=90, layout="constrained")
+    axes = figure.subplots(2, 4).flatten()
     for axis, (ablation, title) in zip(axes, PANELS.items(), strict=False):
         part = [row for row in rows if row["ablation"] == ablation]
         settings = list(dict.fromkeys(row["setting"] for row in part))
@@ -56,7 +57,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     for problem, colour in colours.items():
         axes[-1].plot([], [], marker="o", color=colour, label=problem)
     axes[-1].legend(frameon=False, loc="center")
-    axes[-1].set_axis_off()
+    for axis in axes[len(PANELS) :]:
+        axis.set_axis_off()
     return figure
 
 

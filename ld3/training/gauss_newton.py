@@ -28,6 +28,7 @@ from ..teacher import Pairs, student_samples
 from ..trajectories import few_elements
 from .guide import Guide, Way
 
+LAST_HELD = 0.1
 RESULT_ELEMENTS = 1024  # of a latent; so many equations a noise are plenty for a few parameters
 
 
@@ -42,6 +43,9 @@ class GaussNewtonSettings:
         memory: share of the running averages of A and g that an iteration keeps.
         largest_step, smallest_step: cap on |step| in u, falling geometrically from first to last
             iteration; of steps alone (`halving` has the caps of extras).
+        held: weight of all states on the way together in the first iteration, beside the result's
+            1; falls geometrically to `LAST_HELD`. 0 lets them go free. (Of steps alone, which
+            cannot follow the teacher far; `halving` has that of extras.)
     """
 
     noises: int = 8
@@ -50,6 +54,7 @@ class GaussNewtonSettings:
     memory: float = 0.5
     largest_step: float = 1.0
     smallest_step: float = 0.06
+    held: float = 1.0
 
 
 def normal_equations(
@@ -144,6 +149,7 @@ class GaussNewton:
         """Move theta by one damped step computed from these pairs; returns the new theta."""
         s = self.settings
         progress = min(self.done / max(self.iterations - 1, 1), 1.0)
+        guide = self.guide if s.held else None
         a, g = normal_equations(
             self.student,
             self.theta,
@@ -151,8 +157,8 @@ class GaussNewton:
             distance,
             batch_size,
             s.difference,
-            self.guide,
-            self.guide.weight(progress) if self.guide else 0.0,
+            guide,
+            s.held * (LAST_HELD / s.held) ** progress if guide else 0.0,
         )
         if not (torch.isfinite(a).all() and torch.isfinite(g).all()):
             self.done += 1

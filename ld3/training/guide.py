@@ -11,8 +11,8 @@ x_T the teacher's state at this noise level, read off its own rollout without a 
 what becomes of a difference on its way to the sample for Gaussian data of standard deviation sd,
 whose ODE scales states as their spread; a state is a_m x0 + sigma_m noise.
 
-The states' weight falls over the iterations: they lead to a basin, but the best few steps inside it
-need not pass exactly where the teacher does.
+The states' weight falls over the iterations (`GaussNewton`): they lead to a basin, but the best few
+steps inside it need not pass exactly where the teacher does.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from ..solver import SolverTable
 from ..teacher import Pairs
 from ..trajectories import Trajectories, few_elements
 
-LAST_WEIGHT = 0.1
-
 
 @dataclass(frozen=True)
 class Guide:
@@ -39,18 +37,11 @@ class Guide:
         table: the teacher's.
         deviation: sd, of the teacher's samples.
         coordinate: the model's.
-        first_weight: of all states together in the first iteration; the result's is 1. (Of steps
-            alone, which cannot follow far; `halving` has that of extras.)
     """
 
     table: SolverTable
     deviation: float
     coordinate: Coordinate
-    first_weight: float = 1.0
-
-    def weight(self, progress: float) -> float:
-        """Of all states together after this share of the iterations."""
-        return self.first_weight * (LAST_WEIGHT / self.first_weight) ** progress
 
     def trajectories(self, pairs: Pairs) -> Trajectories:
         """The teacher's rollouts of these noises."""

@@ -23,7 +23,7 @@ from .settings import ITERATIONS_A_VALIDATION, TrainingSettings
 
 EXTRAS_LARGEST_STEP = 0.6  # decoupled times and corrections are small numbers
 EXTRAS_SMALLEST_STEP = 0.03
-EXTRAS_GUIDE_WEIGHT = 10.0  # with extras a student can follow the teacher
+EXTRAS_HELD = 10.0  # times as much: with extras a student can follow the teacher
 
 Descents = list[tuple[str, GaussNewton]]
 
@@ -48,9 +48,11 @@ def descend_by_gauss_newton(
     constants = settings.gauss_newton
     if student.extras:
         constants = replace(
-            constants, largest_step=EXTRAS_LARGEST_STEP, smallest_step=EXTRAS_SMALLEST_STEP
+            constants,
+            largest_step=EXTRAS_LARGEST_STEP,
+            smallest_step=EXTRAS_SMALLEST_STEP,
+            held=EXTRAS_HELD * constants.held,
         )
-        guide = guide and replace(guide, first_weight=EXTRAS_GUIDE_WEIGHT)
     uncorrected = replace(student, order=0)
     total = sum(r.iterations for r in settings.rounds)
     done = 0
