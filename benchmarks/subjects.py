@@ -122,12 +122,12 @@ class Subject:
     def pairs(self, stage: Stage, count: int, seed: int) -> Pairs:
         """Training noises with the teacher's samples, counted in `stage.model.calls`."""
         noise = self.noises(count, seed)
-        parts = [
-            teach(stage.model, stage.teacher, part, torch.zeros_like(part))
-            for part in noise.split(self.batch)
-        ]
-        joined = (torch.cat([getattr(p, f) for p in parts]) for f in ("noise", "latent", "target"))
-        return Pairs(*joined)
+        return Pairs.joined(
+            [
+                teach(stage.model, stage.teacher, part, torch.zeros_like(part))
+                for part in noise.split(self.batch)
+            ]
+        )
 
     def frechet(self, plan: Plan, seed: int) -> tuple[float | None, int]:
         """Frechet distance of samples to the data's exact moments, and how many samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 
 import torch
@@ -44,8 +45,8 @@ class Trajectories:
         # of several calls at one level the last saw the corrected state
         last = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
         calls = [last[s] for s in sorted(last)]
-        self.coordinate, self._levels = coordinate, table.state_sigmas[calls]
-        self._u = coordinate.from_sigma(self._levels)
+        self.coordinate, self._levels = coordinate, table.state_sigmas[calls].tolist()
+        self._u = coordinate.from_sigma(table.state_sigmas[calls]).tolist()
         self._states = torch.einsum("mj,nje->mne", table.weights[calls].float(), history)
         self._outputs = history[:, [m + 1 for m in calls]].movedim(1, 0)
         self.start = history[:, 0]
@@ -53,7 +54,7 @@ class Trajectories:
     def states(self, sigma: float) -> Tensor:
         """All states at a noise level: (n, few)."""
         j = self._stretch(sigma)
-        low, high = self._levels[j - 1 : j + 1].tolist()
+        low, high = self._levels[j - 1 : j + 1]
         if sigma < low:
             return torch.lerp(self._outputs[j - 1], self._states[j - 1], sigma / low)
         (x0, x1), (d0, d1) = self._states[j - 1 : j + 1], self._outputs[j - 1 : j + 1]
@@ -67,11 +68,10 @@ class Trajectories:
         """All denoised outputs at a noise level: (n, few)."""
         j = self._stretch(sigma)
         u = float(self.coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
-        low, high = self._u[j - 1 : j + 1].tolist()
+        low, high = self._u[j - 1 : j + 1]
         f = min(max((u - low) / (high - low), 0.0), 1.0)
         return torch.lerp(self._outputs[j - 1], self._outputs[j], f)
 
     def _stretch(self, sigma: float) -> int:
         """j where sigma lies between levels j - 1 and j, or next to them."""
-        level = self._levels.new_tensor([sigma])
-        return int(torch.searchsorted(self._levels, level).clamp(1, len(self._levels) - 1))
+        return min(max(bisect.bisect_left(self._levels, sigma), 1), len(self._levels) - 1)
