@@ -1,4 +1,4 @@
-"""The nodes: schemas, tooltips, messages. The method is in `ld3/`, its bridge in `ld3/comfy/`."""
+"""The nodes: schemas, tooltips, messages. `ld3/` has the method, `ld3/comfy/` its ComfyUI side."""
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 

@@ -1,4 +1,4 @@
-"""Nodes of the bundled demo model: load it, and write prompts for it."""
+"""Nodes of the bundled demo model: load it, and encode prompts for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CATEGORY = "LD3/demo"
 
 
 class LD3DemoModel(io.ComfyNode):
-    """Load the tiny text-to-emoji model that comes with the pack."""
+    """Load the bundled text-to-emoji model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,8 +22,8 @@ class LD3DemoModel(io.ComfyNode):
             node_id="LD3DemoModel",
             display_name="LD3 Demo Model",
             category=CATEGORY,
-            description="A tiny text-to-emoji diffusion model (32x32 pixels, runs on a CPU in "
-            "seconds) to try the pack with, without a download.",
+            description="Loads a tiny text-to-emoji diffusion model (32x32 pixels, seconds on a "
+            "CPU). Use it to try the pack without a download.",
             search_aliases=["emoji model", "tiny model", "test model"],
             inputs=[
                 io.Int.Input(
@@ -31,23 +31,21 @@ class LD3DemoModel(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Number of pictures in the empty latent. More pictures take "
-                    "proportionally longer. Typical: 1 to 16.",
+                    tooltip="Number of images in the empty latent. Time is proportional to it. "
+                    "Typical: 1 to 16.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The demo model. It predicts noise (eps) on Stable Diffusion's noise "
-                    "schedule and works with every core sampling node. Typical guidance (cfg): 1 "
-                    "to 4.",
+                    tooltip="Demo model. It predicts noise (eps) on Stable Diffusion's noise "
+                    "schedule and works with every core sampler node. Typical cfg: 1 to 4.",
                 ),
                 io.Vae.Output(
-                    tooltip="ComfyUI's pixel-space VAE: turns the model's latents into images. "
-                    "The demo model works on pixels, so it only rescales.",
+                    tooltip="ComfyUI's pixel-space VAE, for VAE Decode. The demo model works on "
+                    "pixels, so this VAE only rescales them.",
                 ),
                 io.Latent.Output(
-                    tooltip="An empty latent of the model's size, 3 channels of 32x32, to start "
-                    "sampling from.",
+                    tooltip="Empty latent of the demo model's size: 3 channels of 32x32.",
                 ),
             ],
         )
@@ -62,7 +60,7 @@ class LD3DemoModel(io.ComfyNode):
 
 
 class LD3DemoPrompt(io.ComfyNode):
-    """Turn words into conditioning for the demo model."""
+    """Encode a prompt for the demo model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -70,22 +68,22 @@ class LD3DemoPrompt(io.ComfyNode):
             node_id="LD3DemoPrompt",
             display_name="LD3 Demo Prompt",
             category=CATEGORY,
-            description="Turns words into CONDITIONING for the LD3 Demo Model. It knows the words "
-            "of Unicode's emoji names; a word it does not know is left out and named.",
+            description="Encodes a prompt for the LD3 Demo Model, which knows the words of "
+            "Unicode's emoji names. Unknown words are ignored and listed on the node.",
             search_aliases=["emoji prompt", "demo text encode"],
             inputs=[
                 io.String.Input(
                     "text",
                     default="grinning face",
-                    tooltip="What to draw, in the words of emoji names, such as 'red apple', "
-                    "'cat face' or 'red heart'. At most 12 words count, in any order. Empty: no "
-                    "condition, for the negative prompt.",
+                    tooltip="Prompt in words of emoji names, such as 'red apple', 'cat face' or "
+                    "'red heart'. At most 12 words are used, in any order. Leave empty for the "
+                    "negative prompt.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    tooltip="The prompt for the LD3 Demo Model, positive or negative. It fits no "
-                    "other model.",
+                    tooltip="Positive or negative prompt for the LD3 Demo Model. Not usable with "
+                    "other models.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -1,4 +1,4 @@
-"""LD3 Distill Solver: D-ODE's lambdas for a schedule, or for any sigmas and sampler."""
+"""LD3 Distill Solver: fit D-ODE's lambdas to a schedule, or to any sigmas and sampler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell, warn
 
 
 class LD3DistillSolver(io.ComfyNode):
-    """Teach a sampler, without moving its steps, where a many-step sampling goes."""
+    """Fit a sampler to a many-step teacher without changing its noise levels (D-ODE)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,26 +19,25 @@ class LD3DistillSolver(io.ComfyNode):
             node_id="LD3DistillSolver",
             display_name="LD3 Distill Solver",
             category=CATEGORY,
-            description="Fits one number a model call that brings a few-step sampling nearer "
-            "to a many-step one (D-ODE): in closed form, in a minute, without gradients. The noise "
-            "levels stay as they are. Saved in models/ld3.",
+            description="Fits one number per model call (D-ODE), so that the result of few steps "
+            "is closer to that of many steps. Takes about a minute; the noise levels do not "
+            "change. The result is saved in models/ld3.",
             search_aliases=["D-ODE", "distill sampler", "few steps", "LD3"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to fit for, with its LoRAs and patches as you will sample "
-                    "with. Connect no caching node (EasyCache, TeaCache).",
+                    tooltip="Model to fit the sampler for, with the LoRAs and patches you will "
+                    "sample with. Do not use caching nodes (EasyCache, TeaCache).",
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="A typical prompt; others of its kind are served too."
+                    "positive",
+                    tooltip="Positive prompt. The result also works for similar prompts.",
                 ),
-                io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt you use; unused at cfg 1."
-                ),
+                io.Conditioning.Input("negative", tooltip="Negative prompt. Not used at cfg 1."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Gives the size to fit at, usually an empty latent of your usual size.",
+                    tooltip="Latent that sets the image size. Typical: an empty latent.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -47,14 +46,14 @@ class LD3DistillSolver(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance scale you will sample with (1 = none). For a schedule, the "
-                    "one it was learned at.",
+                    tooltip="Guidance scale you will sample with; 1 is no guidance. With a "
+                    "schedule, use the value it was learned at.",
                 ),
                 io.String.Input(
                     "name",
                     default="my_distilled_schedule",
-                    tooltip="File name in models/ld3. A name already taken is numbered, never "
-                    "overwritten.",
+                    tooltip="File name in models/ld3. If the name is taken, a number is added; no "
+                    "file is overwritten.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -62,16 +61,16 @@ class LD3DistillSolver(io.ComfyNode):
                     min=0,
                     max=MOST_SEED,
                     control_after_generate=False,
-                    tooltip="Noise i is what KSampler draws for seed + i. The same seed and "
-                    "settings give the same numbers.",
+                    tooltip="Seed of the noises: noise i is the noise of KSampler for seed + i. "
+                    "The same seed and settings give the same result.",
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
                     options=samplers.sampler_names(),
                     default="dpmpp_2m",
                     advanced=True,
-                    tooltip="Sampler of the reference, which takes ten steps for each of yours. "
-                    "Deterministic; dpmpp_2m is a good choice.",
+                    tooltip="Sampler of the teacher, which takes ten steps for each of yours. Must "
+                    "be deterministic. Typical: dpmpp_2m.",
                 ),
                 io.Int.Input(
                     "training_noises",
@@ -79,7 +78,8 @@ class LD3DistillSolver(io.ComfyNode):
                     min=2,
                     max=4096,
                     advanced=True,
-                    tooltip="Noises to fit on; as many more decide what is kept. 16 is typical.",
+                    tooltip="Number of noises to fit the numbers to; as many validation noises "
+                    "decide which are kept. Typical: 16.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -87,38 +87,39 @@ class LD3DistillSolver(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
-                    tooltip="Samples a model call. More is faster while memory lasts. 1 for models "
-                    "that barely fit.",
+                    tooltip="Samples per model call. Larger is faster if memory allows. Typical: "
+                    "4; 1 for models that barely fit into memory.",
                 ),
                 LD3Schedule.Input(
                     "schedule",
                     optional=True,
-                    tooltip="The schedule to extend, from LD3 Train Schedule or LD3 Load Schedule. "
-                    "Or connect sigmas and sampler instead.",
+                    tooltip="Schedule to extend, from LD3 Train Schedule or LD3 Load Schedule. "
+                    "Alternative: connect sigmas and sampler.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="Noise levels of any scheduler, together with sampler; unused if a "
+                    tooltip="Noise levels of any scheduler; requires sampler. Not used if a "
                     "schedule is connected.",
                 ),
                 io.Sampler.Input(
                     "sampler",
                     optional=True,
-                    tooltip="A deterministic sampler (KSamplerSelect), together with sigmas.",
+                    tooltip="Deterministic sampler (KSamplerSelect); requires sigmas. Not used if "
+                    "a schedule is connected.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
-                    display_name="sigmas", tooltip="The same noise levels, for any sampler graph."
+                    display_name="sigmas",
+                    tooltip="Noise levels, unchanged, for nodes that accept SIGMAS.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="A sampler that carries the fitted numbers; it works with these sigmas "
-                    "only.",
+                    tooltip="Sampler with the fitted numbers. It works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
-                    display_name="schedule", tooltip="Both in one, for LD3 KSampler."
+                    display_name="schedule", tooltip="Sigmas and sampler in one, for LD3 KSampler."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -1,4 +1,4 @@
-"""LD3 KSampler: sample with a learned schedule."""
+"""LD3 KSampler: sample with a schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, warn
 
 
 class LD3KSampler(io.ComfyNode):
-    """KSampler whose sampler, steps and noise levels come from a schedule."""
+    """KSampler with the sampler, steps and noise levels of a schedule."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -17,16 +17,16 @@ class LD3KSampler(io.ComfyNode):
             node_id="LD3KSampler",
             display_name="LD3 KSampler",
             category=CATEGORY,
-            description="Samples as KSampler does, with the sampler, steps and noise levels of a "
-            "learned schedule.",
+            description="KSampler with the sampler, number of steps and noise levels of a learned "
+            "schedule.",
             search_aliases=["sample", "few steps", "LD3"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model the schedule was learned for; another one gets a warning.",
+                    tooltip="Model the schedule was learned for. Other models cause a warning.",
                 ),
                 LD3Schedule.Input(
-                    "schedule", tooltip="From LD3 Train Schedule or LD3 Load Schedule."
+                    "schedule", tooltip="Schedule from LD3 Train Schedule or LD3 Load Schedule."
                 ),
                 io.Int.Input(
                     "seed",
@@ -34,7 +34,7 @@ class LD3KSampler(io.ComfyNode):
                     min=0,
                     max=MOST_SEED,
                     control_after_generate=True,
-                    tooltip="Which noise to start from; the same seed gives the same image.",
+                    tooltip="Seed of the initial noise. The same seed gives the same image.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -43,14 +43,13 @@ class LD3KSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance scale (1 = none). Use the one the schedule was learned at.",
+                    tooltip="Guidance scale; 1 is no guidance. Use the value the schedule was "
+                    "learned at.",
                 ),
-                io.Conditioning.Input("positive", tooltip="What the image shall show."),
-                io.Conditioning.Input(
-                    "negative", tooltip="What it shall not show; unused at cfg 1."
-                ),
+                io.Conditioning.Input("positive", tooltip="Positive prompt."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt. Not used at cfg 1."),
                 io.Latent.Input(
-                    "latent_image", tooltip="The latent to start from; empty for text to image."
+                    "latent_image", tooltip="Latent to start from; an empty one for text to image."
                 ),
                 io.Float.Input(
                     "denoise",
@@ -58,12 +57,13 @@ class LD3KSampler(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much of the image is made anew. Below the schedule's own value "
-                    "its levels are stretched: as many steps, starting lower. Not learned for it, "
-                    "and far below (under half) a standard scheduler may be better.",
+                    tooltip="Denoise strength. Typical: the value the schedule was learned at. "
+                    "Below it, the same number of steps starts at a lower noise level. The "
+                    "schedule is not learned for that; under half, a standard schedule may be "
+                    "better.",
                 ),
             ],
-            outputs=[io.Latent.Output(tooltip="The sampled latent, for VAE Decode.")],
+            outputs=[io.Latent.Output(tooltip="Sampled latent, for VAE Decode.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -21,30 +21,29 @@ class LD3LoadSchedule(io.ComfyNode):
             node_id="LD3LoadSchedule",
             display_name="LD3 Load Schedule",
             category=CATEGORY,
-            description="Loads a schedule learned by LD3 Train Schedule, or one somebody gave you, "
-            "from models/ld3.",
+            description="Loads a schedule from models/ld3: your own, or one shared by others.",
             search_aliases=["load sigmas", "LD3"],
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=folders.schedule_names(),
-                    tooltip="A schedule file in models/ld3. Press R to see files added since "
-                    "ComfyUI started.",
+                    tooltip="Schedule file in models/ld3. Press R to list files added since "
+                    "ComfyUI was started.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="The noise levels, for SamplerCustom and any sampler graph, with the "
-                    "sampler beside.",
+                    tooltip="Noise levels, for SamplerCustom and other nodes that accept SIGMAS. "
+                    "Use them together with the sampler output.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or, if "
-                    "more than steps was learned, LD3's, which works with these sigmas only.",
+                    tooltip="Sampler the schedule was learned for. If more than time steps was "
+                    "learned, it carries that too, and works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
-                    display_name="schedule", tooltip="Both in one, for LD3 KSampler."
+                    display_name="schedule", tooltip="Sigmas and sampler in one, for LD3 KSampler."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

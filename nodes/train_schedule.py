@@ -1,4 +1,4 @@
-"""LD3 Train Schedule: learn the noise levels of a few-step sampling."""
+"""LD3 Train Schedule: learn the noise levels for sampling in few steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell, warn
 
 
 class LD3TrainSchedule(io.ComfyNode):
-    """Learn a schedule for this model, prompt kind, sampler, guidance and number of steps."""
+    """Learn a schedule for a model, kind of prompt, sampler, guidance and number of steps."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,9 +30,9 @@ class LD3TrainSchedule(io.ComfyNode):
             display_name="LD3 Train Schedule",
             category=CATEGORY,
             description=(
-                "Learns where a few-step sampling should place its noise levels, so that it "
-                "reproduces what the model makes in many steps. Needs no training data: the model "
-                "teaches itself. Saved in models/ld3."
+                "Learns the noise levels for sampling in few steps, so that the result is close to "
+                "that of the same model in many steps. Requires no training images. The schedule "
+                "is saved in models/ld3."
             ),
             search_aliases=[
                 "learn sigmas",
@@ -46,29 +46,26 @@ class LD3TrainSchedule(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to learn for, with its LoRAs and patches as you will sample "
-                    "with. Connect no caching node (EasyCache, TeaCache).",
+                    tooltip="Model to learn the schedule for, with the LoRAs and patches you will "
+                    "sample with. Do not use caching nodes (EasyCache, TeaCache).",
                 ),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="A typical prompt. A schedule learned on one prompt serves others of "
-                    "its kind.",
+                    tooltip="Positive prompt. The schedule also works for similar prompts.",
                 ),
-                io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt you use; unused at cfg 1."
-                ),
+                io.Conditioning.Input("negative", tooltip="Negative prompt. Not used at cfg 1."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Gives the size to learn at, usually an empty latent of your usual "
-                    "size; with denoise below 1 the image to start from. Several latents of a "
-                    "batch take turns.",
+                    tooltip="Latent that sets the image size. Typical: an empty latent; with "
+                    "denoise below 1, the image to start from. The latents of a batch are used in "
+                    "turn.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=samplers.sampler_names(),
                     default="dpmpp_2m",
-                    tooltip="The sampler the schedule is for. It must be deterministic: euler, "
-                    "heun, dpmpp_2m, ipndm, uni_pc, deis, res_multistep and the like; not "
+                    tooltip="Sampler the schedule is learned for. Must be deterministic: euler, "
+                    "heun, dpmpp_2m, ipndm, uni_pc, deis, res_multistep and similar; not "
                     "ancestral, SDE or CFG++.",
                 ),
                 io.Int.Input(
@@ -76,8 +73,9 @@ class LD3TrainSchedule(io.ComfyNode):
                     default=5,
                     min=2,
                     max=50,
-                    tooltip="Sampling steps of the schedule to learn. Most is gained at 3 to 6; "
-                    "above 10 standard schedulers are nearly as good, and learning takes long.",
+                    tooltip="Number of sampling steps the schedule is learned for. The gain is "
+                    "largest at 3 to 6. Above 10, standard schedules are nearly as good and "
+                    "learning takes long.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -86,15 +84,15 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance scale you will sample with (1 = none, half the time). A "
-                    "schedule is best at the scale it was learned at. Typical: 7 for SD and SDXL, "
+                    tooltip="Guidance scale you will sample with; 1 is no guidance and takes half "
+                    "the time. The schedule works best at this value. Typical: 7 for SD and SDXL, "
                     "1 for distilled and Flux models.",
                 ),
                 io.String.Input(
                     "name",
                     default="my_schedule",
-                    tooltip="File name in models/ld3. A name already taken is numbered, never "
-                    "overwritten.",
+                    tooltip="File name in models/ld3. If the name is taken, a number is added; no "
+                    "file is overwritten.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -102,38 +100,38 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=0,
                     max=MOST_SEED,
                     control_after_generate=False,
-                    tooltip="Training noise i is what KSampler draws for seed + i. The same seed "
-                    "and settings give the same schedule.",
+                    tooltip="Seed of the noises: training noise i is the noise of KSampler for "
+                    "seed + i. The same seed and settings give the same schedule.",
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
                     options=samplers.sampler_names(),
                     default="dpmpp_2m",
-                    tooltip="Sampler of the many-step reference the schedule shall reproduce. "
-                    "Deterministic.",
+                    tooltip="Sampler of the teacher, the many-step reference that the schedule "
+                    "approximates. Must be deterministic. Typical: dpmpp_2m.",
                 ),
                 io.Combo.Input(
                     "teacher_scheduler",
                     options=samplers.scheduler_names(),
                     default="karras",
-                    tooltip="Scheduler of the reference. karras is near the exact solution for eps "
-                    "and v models (SD, SDXL); for flow models (Flux, SD3) use simple or beta. "
-                    "Choose what looks best to you in many steps.",
+                    tooltip="Scheduler of the teacher. karras is close to the exact solution for "
+                    "eps and v models (SD, SDXL); use simple or beta for flow models (Flux, SD3). "
+                    "Choose the one whose images you prefer in many steps.",
                 ),
                 io.Int.Input(
                     "teacher_steps",
                     default=20,
                     min=3,
                     max=1000,
-                    tooltip="Steps of the reference, more than the schedule's. 20 is typical; at "
-                    "high guidance a nearer teacher (2 to 4 times the steps) can be easier to "
-                    "follow.",
+                    tooltip="Number of teacher steps; must be larger than steps. Typical: 20. At "
+                    "high guidance a teacher with fewer steps (2 to 4 times steps) can be easier "
+                    "to match.",
                 ),
                 io.Boolean.Input(
                     "retrain",
                     default=False,
-                    tooltip="Off: identical settings return the schedule saved before, at once. "
-                    "On: every Run learns anew and saves under a numbered name.",
+                    tooltip="Off: identical settings return the saved schedule at once. On: every "
+                    "run learns again and saves under a numbered name.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -142,18 +140,18 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Denoise strength you will sample with; below 1 for image to image. 1 "
-                    "is typical.",
+                    tooltip="Denoise strength you will sample with; below 1 for image to image. "
+                    "Typical: 1.",
                 ),
                 io.Combo.Input(
                     "distance",
                     options=list(DISTANCES),
                     default="pseudo-huber",
                     advanced=True,
-                    tooltip="How a difference to the reference counts. pseudo-huber, l2 and l1 "
-                    "compare latents; pseudo-huber is the safe choice: a few samples that turn out "
-                    "entirely different do not rule the rest. lpips-... (as people see) and "
-                    "pixel-... compare decoded images: connect vae; slower.",
+                    tooltip="Distance to the teacher that is minimized. pseudo-huber, l2 and l1 "
+                    "compare latents; with pseudo-huber a few very different samples do not "
+                    "dominate. lpips-... (perceptual) and pixel-... compare decoded images: they "
+                    "require vae and are slower. Typical: pseudo-huber.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -161,10 +159,10 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=200,
                     advanced=True,
-                    tooltip="Improvement steps of the best of three starts (the others get a third "
-                    "of them); where more than time steps is learned, six starts compete and the "
-                    "best makes 1.6 times as many. With gradient (Adam), passes over the training "
-                    "noises. More take proportionally longer; 12 is typical.",
+                    tooltip="Optimization iterations of the best of three starts; the others run a "
+                    "third of them. If more than time steps is learned, the best of six starts "
+                    "runs 1.6 times as many. With gradient (Adam): passes over the training "
+                    "noises. Time is proportional to it. Typical: 12.",
                 ),
                 io.Int.Input(
                     "training_noises",
@@ -172,8 +170,9 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=4,
                     max=4096,
                     advanced=True,
-                    tooltip="Noises to learn from; as many more (at least 16) decide which "
-                    "schedule is kept. Each costs one many-step sampling. 32 is typical.",
+                    tooltip="Number of noises to learn from; as many validation noises (at least "
+                    "16) decide which schedule is kept. Each requires one sampling of the teacher. "
+                    "Typical: 32.",
                 ),
                 io.Int.Input(
                     "heldout_noises",
@@ -181,8 +180,9 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=4,
                     max=4096,
                     advanced=True,
-                    tooltip="Fresh noises that measure the result and all standard schedulers for "
-                    "the report. They do not change the schedule; 16 save time on a large model.",
+                    tooltip="Number of test noises, on which the report compares the result with "
+                    "all standard schedules. They do not change the schedule. Typical: 64; 16 "
+                    "saves time with a large model.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -190,20 +190,21 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
-                    tooltip="Samples a model call. More is faster while memory lasts; the result "
-                    "is the same up to rounding. 1 for models that barely fit.",
+                    tooltip="Samples per model call. Larger is faster if memory allows; the result "
+                    "is the same up to rounding. Typical: 4; 1 for models that barely fit into "
+                    "memory.",
                 ),
                 io.Combo.Input(
                     "learn",
                     options=list(LEARN),
                     default=STEPS,
                     optional=True,  # as all below: API workflows made before them lack them
-                    tooltip="What to learn. Time steps alone fit any sampler node as SIGMAS. "
-                    "Decoupled times also choose the noise level the network is told at each call, "
-                    "for a tenth to a half less error. D-ODE fits one number a call, in closed "
-                    "form. The full solver learns decoupled times and the sampler's coefficients: "
-                    "the least error, best with 64 training_noises. All but the first need LD3 "
-                    "KSampler or the sampler output.",
+                    tooltip="What to learn. Time steps: noise levels only, as SIGMAS for any "
+                    "sampler node. Decoupled times: also the noise level at which each model call "
+                    "is evaluated; a tenth to a half less error. D-ODE: also one number per model "
+                    "call, in closed form. Full solver: decoupled times and the sampler's "
+                    "coefficients; the lowest error, best with 64 training_noises. All but time "
+                    "steps require LD3 KSampler or the sampler output.",
                 ),
                 io.Combo.Input(
                     "optimizer",
@@ -211,9 +212,10 @@ class LD3TrainSchedule(io.ComfyNode):
                     default=GAUSS_NEWTON,
                     optional=True,
                     advanced=True,
-                    tooltip="How to learn. gauss-newton works with every model, at the memory of "
-                    "sampling, and goes furthest. gradient is the published method: it "
-                    "differentiates the model, and says so where that is impossible.",
+                    tooltip="Optimization method. gauss-newton works with every model, uses about "
+                    "as much memory as sampling and reduces the error most. gradient is the "
+                    "published method: it differentiates the model, and reports if that is "
+                    "impossible.",
                 ),
                 io.Float.Input(
                     "soft_radius",
@@ -224,37 +226,36 @@ class LD3TrainSchedule(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     advanced=True,
-                    tooltip="Only for gradient: how far, in noise, the start may move from the "
-                    "reference's. -1 is the paper's 0.001 x latent size / model calls squared, 0 "
-                    "holds it fast.",
+                    tooltip="Gradient only: how far the student's initial noise may differ from "
+                    "the teacher's. -1: the paper's 0.001 x latent size / model calls squared; 0: "
+                    "no difference. Typical: -1.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Only for distances between images (lpips-..., pixel-...): the VAE "
-                    "that decodes them.",
+                    tooltip="VAE that decodes the images. Required for the distances lpips-... and "
+                    "pixel-... only.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="The learned noise levels, for SamplerCustom and any sampler graph. "
-                    "Use them with the sampler beside, which also carries what else was learned.",
+                    tooltip="Learned noise levels, for SamplerCustom and other nodes that accept "
+                    "SIGMAS. Use them together with the sampler output.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="The sampler the schedule was learned for: ComfyUI's own, or, if "
-                    "more than steps was learned, LD3's, which works with these sigmas only.",
+                    tooltip="Sampler the schedule was learned for. If more than time steps was "
+                    "learned, it carries that too, and works with these sigmas only.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule",
-                    tooltip="Sigmas and sampler in one, with where they come from, for LD3 "
-                    "KSampler.",
+                    tooltip="Sigmas and sampler in one, for LD3 KSampler.",
                 ),
                 io.Image.Output(
                     display_name="report",
-                    tooltip="The schedule beside the standard ones, the error while learning, and "
-                    "errors on fresh noises against all standard schedulers.",
+                    tooltip="Report image: the learned and the standard schedules, the error "
+                    "during learning, and all errors on the test noises.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -1,4 +1,4 @@
-"""What several nodes share: our socket type, and how a node says what went wrong or what it did."""
+"""Shared by the nodes: the LD3_SCHEDULE type, and how errors, warnings and results are shown."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def errors_of(node: str) -> Iterator[None]:
 
 
 def tell(node: type[io.ComfyNode], message: str) -> None:
-    """Write a line on the node while it runs in a server."""
+    """Show a line of text on the node while it runs in a server."""
     if node.hidden is not None and node.hidden.unique_id is not None:
         show_text(node.hidden.unique_id, message)
 
 
 def warn(node: type[io.ComfyNode], name: str, messages: list[str]) -> None:
-    """Write warnings on the node and, after its display name, into the log."""
+    """Show warnings on the node, and log them with its display name."""
     for message in messages:
         logger.warning("%s: %s", name, message)
     if messages:
