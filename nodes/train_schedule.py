@@ -124,8 +124,8 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=3,
                     max=1000,
                     tooltip="Number of teacher steps; must be larger than steps. Typical: 20. At "
-                    "high guidance a teacher with fewer steps (2 to 4 times steps) can be easier "
-                    "to match.",
+                    "high guidance a teacher with fewer steps (2 to 4 times the student's) can be "
+                    "easier to match.",
                 ),
                 io.Boolean.Input(
                     "retrain",
@@ -200,11 +200,11 @@ class LD3TrainSchedule(io.ComfyNode):
                     default=STEPS,
                     optional=True,  # as all below: API workflows made before them lack them
                     tooltip="What to learn. Time steps: noise levels only, as SIGMAS for any "
-                    "sampler node. Decoupled times: also the noise level at which each model call "
-                    "is evaluated; a tenth to a half less error. D-ODE: also one number per model "
-                    "call, in closed form. Full solver: decoupled times and the sampler's "
-                    "coefficients; the lowest error, best with 64 training_noises. All but time "
-                    "steps require LD3 KSampler or the sampler output.",
+                    "sampler node. Decoupled times: also the noise level at which the network is "
+                    "evaluated in each call; a tenth to a half less error. D-ODE: also one number "
+                    "per model call, in closed form. Full solver: decoupled times and the "
+                    "sampler's coefficients; the lowest error, best with 64 training_noises. All "
+                    "but time steps require LD3 KSampler or the sampler output.",
                 ),
                 io.Combo.Input(
                     "optimizer",

@@ -128,10 +128,10 @@ GRAPHS: dict[str, dict[str, Any]] = {
         ],
         "notes": [
             ((20, 690), (300, 290), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
-             "learns where 5 sampling steps should lie so that they give what this model makes in "
-             "20, and saves that in `models/ld3`. Running again uses the saved schedule.\n\nEach "
-             "picture on the right: the 20-step teacher, 5 steps of a standard scheduler, 5 "
-             "learned steps. Change **Seed** or **batch_size** to see others."),
+             "learns the noise levels of 5 sampling steps, so that the result is close to what "
+             "this model gives in 20, and saves them in `models/ld3`. Later runs use the saved "
+             "schedule.\n\nEach image on the right: the teacher in 20 steps, a standard schedule "
+             "in 5, the learned schedule in 5. Change **Seed** or **batch_size** to see others."),
         ],
     },
     "LD3 train for Stable Diffusion": {
@@ -158,10 +158,10 @@ GRAPHS: dict[str, dict[str, Any]] = {
         ],
         "notes": [
             ((20, 780), (340, 320), "## Train for your own model\n\n1. Choose your checkpoint; "
-             "add LoRAs if you use some.\n2. Write a prompt of the kind you use.\n3. Set **cfg**, "
-             "**sampler_name** and **steps** in *LD3 Train Schedule* to what you will sample "
-             "with, and the same cfg in the samplers.\n4. Press **Run**. The schedule is saved in "
-             "`models/ld3` under **name**; later runs use it at once."),
+             "add your LoRAs, if any.\n2. Write a typical prompt.\n3. In *LD3 Train Schedule*, set "
+             "**cfg**, **sampler_name** and **steps** to what you will sample with; set the same "
+             "cfg in the samplers.\n4. Press **Run**. The schedule is saved in `models/ld3` under "
+             "**name**; later runs use it at once."),
         ],
     },
     "LD3 sample with a saved schedule": {
@@ -179,9 +179,9 @@ GRAPHS: dict[str, dict[str, Any]] = {
             ("2. Sample with a saved schedule", (420, 0, 940, 760)),
         ],
         "notes": [
-            ((440, 520), (360, 220), "## Sample with a saved schedule\n\nChoose a file of "
-             "`models/ld3` in *LD3 Load Schedule*; press **R** if it is new. Sampler and steps "
-             "come from the schedule. Use the **cfg** it was learned at."),
+            ((440, 520), (360, 220), "## Sample with a saved schedule\n\nChoose a file "
+             "from `models/ld3` in *LD3 Load Schedule*; press **R** if it is not listed. The "
+             "schedule sets the sampler and the steps. Use the **cfg** it was learned at."),
         ],
     },
 }  # fmt: skip
