@@ -124,7 +124,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
             ("1. A tiny model, a prompt", (0, 0, 340, 640)),
             ("2. Learn 5 steps, once", (380, 0, 420, 980)),
             ("3. Sample the same noise in three ways", (840, 0, 620, 980)),
-            ("4. Look", (1500, 0, 800, 980)),
+            ("4. Compare", (1500, 0, 800, 980)),
         ],
         "notes": [
             ((20, 690), (300, 290), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
@@ -154,7 +154,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "groups": [
             ("1. Your model, prompt and size", (0, 0, 380, 1120)),
             ("2. Learn, once", (420, 0, 440, 1120)),
-            ("3. Sample, either way: both give the same picture", (900, 0, 1020, 1120)),
+            ("3. Sample in either way: both give the same image", (900, 0, 1020, 1120)),
         ],
         "notes": [
             ((20, 780), (340, 320), "## Train for your own model\n\n1. Choose your checkpoint; "
