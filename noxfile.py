@@ -36,6 +36,7 @@ TEST_TOOLS = [
     "matplotlib==3.11.2",
     "playwright==1.65.2",
     "nox==2026.10.20",
+    "websockets==17.4",
 ]
 
 

@@ -1,15 +1,15 @@
-"""Listen to what a ComfyUI server says over its websocket; used by `ComfyServer.listen()`."""
+"""Receive what a ComfyUI server sends over its websocket; used by `ComfyServer.listen()`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import queue
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import ClientConnection, connect
 
 
 class ComfyServerError(RuntimeError):
@@ -24,98 +24,77 @@ class Message(NamedTuple):
 
 
 class Messages:
-    """What the server sent, in order; `seen` holds what was read so far."""
+    """The messages of one connection, in order; `seen` holds those read so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         self.seen: list[Message] = []
-        self._queue: queue.Queue[Message] = queue.Queue()
-
-    def put(self, message: Message) -> None:
-        """Append one message (called by the listening thread)."""
-        self._queue.put(message)
+        self._connection = connection
 
     def next(self, timeout: float = 60.0) -> Message:
         """Return the next message.
 
         Raises:
-            ComfyServerError: none came within `timeout` seconds.
+            ComfyServerError: none arrived within `timeout` seconds, or the connection is closed.
         """
         try:
-            message = self._queue.get(timeout=timeout)
-        except queue.Empty:
+            return self._read(timeout)
+        except TimeoutError:
             raise ComfyServerError(f"no message from the server in {timeout:g} s") from None
-        self.seen.append(message)
-        return message
 
     def wait_for(self, kind: str, timeout: float = 60.0) -> Message:
         """Return the next message of one kind ("progress", "preview", "executed", ...).
 
         Raises:
-            ComfyServerError: none came within `timeout` seconds.
+            ComfyServerError: none arrived within `timeout` seconds, or the connection is closed.
         """
         end = time.monotonic() + timeout
-        while True:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise ComfyServerError(f"no {kind!r} message from the server in {timeout:g} s")
-            message = self.next(left)
-            if message.kind == kind:
-                return message
+        try:
+            while (message := self._read(end - time.monotonic())).kind != kind:
+                pass
+        except TimeoutError:
+            raise ComfyServerError(f"no {kind!r} message in {timeout:g} s") from None
+        return message
 
     def drain(self) -> list[Message]:
         """Read everything that has arrived, without waiting, and return `seen`."""
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(TimeoutError, ComfyServerError):
             while True:
-                self.seen.append(self._queue.get_nowait())
+                self._read(0)
         return self.seen
+
+    def _read(self, timeout: float) -> Message:
+        try:
+            message = _parse(self._connection.recv(timeout))
+        except ConnectionClosed as error:
+            raise ComfyServerError(f"the server closed the websocket: {error}") from error
+        self.seen.append(message)
+        return message
 
 
 @contextlib.contextmanager
 def listen(address: str) -> Iterator[Messages]:
-    """Collect the messages of a websocket, in a thread, until the block ends."""
-    messages = Messages()
-    connected = threading.Event()
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=lambda: asyncio.run(_receive(address, messages, connected, stop)), daemon=True
-    )
-    thread.start()
+    """Connect to a websocket and collect its messages until the block ends.
+
+    Raises:
+        ComfyServerError: no connection.
+    """
+    # No proxy: the server runs on this machine. No limits and no pings: previews are large, and a
+    # busy server answers late.
+    options = {"proxy": None, "max_size": None, "max_queue": None, "ping_interval": None}
     try:
-        if not connected.wait(30):
-            raise ComfyServerError(f"no websocket connection to {address} in 30 s")
-        yield messages
-    finally:
-        stop.set()
-        thread.join(10)
+        connection = connect(address, open_timeout=30, **options)
+    except (OSError, WebSocketException) as error:
+        raise ComfyServerError(f"no websocket connection to {address}: {error}") from error
+    with connection:
+        yield Messages(connection)
 
 
-async def _receive(
-    address: str, messages: Messages, connected: threading.Event, stop: threading.Event
-) -> None:
-    import aiohttp  # a requirement of ComfyUI; only listening needs it
-
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(address, max_msg_size=0) as socket,
-    ):
-        connected.set()
-        while not stop.is_set():
-            try:
-                received = await socket.receive(timeout=0.2)
-            except asyncio.TimeoutError:  # noqa: UP041  (another class before Python 3.11)
-                continue
-            if received.type == aiohttp.WSMsgType.TEXT:
-                content = json.loads(received.data)
-                messages.put(Message(content["type"], content.get("data")))
-            elif received.type == aiohttp.WSMsgType.BINARY:
-                messages.put(_binary_message(received.data))
-            else:
-                return
-
-
-def _binary_message(data: bytes) -> Message:
+def _parse(received: str | bytes) -> Message:
+    if isinstance(received, str):
+        content = json.loads(received)
+        return Message(content["type"], content.get("data"))
     # ComfyUI 0.30.0, protocol.py: four bytes name the event; 1 is an image, whose format takes
     # four more.
-    if int.from_bytes(data[:4], "big") == 1:
-        return Message("preview", data[8:])
-    return Message("binary", data)
+    if int.from_bytes(received[:4], "big") == 1:
+        return Message("preview", received[8:])
+    return Message("binary", received)

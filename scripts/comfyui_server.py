@@ -38,11 +38,7 @@ from typing import Any
 
 from PIL import Image
 
-# `python scripts/x.py` finds its neighbours by their bare names, everything else as scripts.*.
-try:
-    from scripts.comfyui_messages import ComfyServerError, Messages, listen
-except ModuleNotFoundError:
-    from comfyui_messages import ComfyServerError, Messages, listen  # type: ignore[no-redef]
+from scripts.comfyui_messages import ComfyServerError, Messages, listen
 
 PACK = Path(__file__).resolve().parents[1]
 PACK_FOLDER = "ld3-schedules"
@@ -279,8 +275,8 @@ class ComfyServer:
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[Messages]:
-        """Collect the websocket's messages meanwhile; enter it *before* queueing a prompt."""
-        with listen(f"{self.url}/ws?clientId={self.client_id}") as messages:
+        """Collect the websocket's messages in this block; enter it *before* queueing a prompt."""
+        with listen(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client_id}") as messages:
             yield messages
 
     def _get(self, path: str, timeout: float = 60.0) -> Any:
