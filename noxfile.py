@@ -1,8 +1,8 @@
 """Development commands: `nox -s tests`, `nox -s demo`, `nox -s bench -- NAME`, `nox -s lint`.
 
-The first three share one environment (torch alone is several GB) and one ComfyUI. After `--`,
-`--comfyui DIR` uses a ComfyUI folder of your own and `--comfyui-version V` another pinned version;
-everything else goes to pytest, `scripts/demo.py` or `python -m benchmarks`.
+They share one environment (torch alone is several GB) and one ComfyUI. After `--`, `--comfyui DIR`
+uses your own ComfyUI folder and `--comfyui-version V` another pinned version; everything else is
+passed to pytest, `scripts/demo.py` or `python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ nox.options.sessions = ["tests"]
 
 # The newest torch does not fit the newest torchaudio, hence a matched set.
 TORCH = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0"]
-LINT_TOOLS = ["ruff==0.17.5", "comfy-cli==1.23.0"]
+# The extra brings Node.js as a wheel: pyright needs nothing else to be installed or downloaded.
+LINT_TOOLS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414", "comfy-cli==1.23.0"]
 TEST_TOOLS = [
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
@@ -64,13 +65,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Check style, formatting and what the Comfy registry asks of a pack."""
-    environment = Environment(session, "lint")
-    environment.install(LINT_TOOLS)
+    """Check style, formatting, types and what the Comfy registry requires of a pack."""
+    comfyui, environment, _ = comfyui_session(session)
     run(session, environment, "ruff", "check", ".")
     run(session, environment, "ruff", "format", "--check", ".")
     # comfy-cli asks for consent to tracking when it is first started in a terminal.
     run(session, environment, "comfy_cli", "node", "validate", DO_NOT_TRACK="1")
+    # pyright finds ComfyUI's modules on the path; without the second variable it looks up its
+    # newest version on every run.
+    found = ["--pythonpath", environment.python]
+    variables = {"PYTHONPATH": str(comfyui), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    run(session, environment, "pyright", *found, **variables)
 
 
 def run(session: nox.Session, environment: Environment, module: str, *args: str, **env: str):
@@ -104,7 +109,7 @@ def comfyui_session(session: nox.Session) -> tuple[Path, Environment, list[str]]
 class Environment:
     """A virtual environment below .nox/ that is reused until its requirements change.
 
-    nox itself makes one environment a session; several sessions share this one.
+    nox itself makes one environment per session; all sessions share this one.
     """
 
     def __init__(self, session: nox.Session, name: str) -> None:
@@ -116,7 +121,7 @@ class Environment:
         self.log = ROOT / ".nox" / f"{name}-install.log"
 
     def create(self) -> None:
-        """Make the environment, anew if another Python made it."""
+        """Make the environment, and make it again if another Python made it."""
         if sys.version_info < (3, 11):
             self.session.error(
                 f"Python 3.11 or newer is needed, but nox runs on {sys.version.split()[0]}: "
@@ -145,7 +150,7 @@ class Environment:
         for file in files or []:
             command += ["--requirement", str(file)]
         self._logged(command)
-        # Written last, so that an interrupted installation is taken up again.
+        # Written last, so that an interrupted installation is resumed.
         self.stamp.write_text(digest)
 
     def _logged(self, command: list[str]) -> None:

@@ -75,7 +75,7 @@ def test_environment_is_reused_until_its_requirements_change(project: Path) -> N
     assert list((project / ".nox" / "small").rglob("small_package-2.0.dist-info"))
 
 
-def test_failed_installation_is_one_line_and_is_taken_up_again(project: Path) -> None:
+def test_failed_installation_is_one_line_and_is_resumed(project: Path) -> None:
     for _ in range(2):
         status, printed = nox(project, "-f", "small.py", "-s", "small", "--", "small-package==3.0")
         assert status != 0
@@ -86,7 +86,7 @@ def test_failed_installation_is_one_line_and_is_taken_up_again(project: Path) ->
     assert status == 0 and "installing into" in printed, printed
 
 
-@pytest.mark.parametrize("session", ["tests", "demo", "bench"])
+@pytest.mark.parametrize("session", ["tests", "demo", "bench", "lint"])
 def test_wrong_comfyui_folder_is_one_line(session: str, project: Path) -> None:
     status, printed = nox(project, "-s", session, "--", "--comfyui", str(project))
     assert status != 0
