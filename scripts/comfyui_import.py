@@ -1,4 +1,4 @@
-"""Make ComfyUI importable in this process, on the CPU, with this pack's modules behind it."""
+"""Make ComfyUI importable in this process, on the CPU, ahead of this pack's modules."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def prepare(comfyui: Path, *options: str) -> None:
     Args:
         comfyui: its source folder. First on the path, because its own modules import `nodes` and
             `utils`, which must be ComfyUI's.
-        options: more command line options, such as `--base-directory DIR`.
+        options: additional command-line options, such as `--base-directory DIR`.
     """
     ours = {str(ROOT), str(comfyui), ""}
     sys.path[:] = [str(comfyui), str(ROOT), *(path for path in sys.path if path not in ours)]
     arguments = sys.argv
-    # ComfyUI reads its options from sys.argv, once, when comfy is first imported
+    # ComfyUI reads its options from sys.argv once, when comfy is first imported.
     sys.argv = ["main.py", *OPTIONS, *options]
     try:
         import comfy.options

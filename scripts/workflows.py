@@ -1,11 +1,11 @@
 """Make workflows/*.json, their thumbnails and their API twins in ComfyUI's real frontend.
 
     python scripts/workflows.py --comfyui DIR              # everything
-    python scripts/workflows.py --comfyui DIR --pictures   # first run the demo, for all pictures
+    python scripts/workflows.py --comfyui DIR --pictures   # run the demo first, for all pictures
 
-The graphs are described below in API format, with places. Chromium (Debian: apt-get install
+The graphs are defined below in API format, with positions. Chromium (Debian: apt-get install
 chromium) opens the frontend of a real server, which builds, saves and draws them, so that the
-files are what a user's frontend would have written. `--pictures` also remakes docs/images/ and
+files are what a user's frontend would write. `--pictures` also remakes docs/images/ and
 runs the demo workflow, so that its thumbnail shows results: use it after the demo model changed.
 """
 
@@ -38,7 +38,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 WINDOW = {"width": 1600, "height": 900}
 THUMBNAIL_WIDTH = 800
 
-SETTINGS = {  # of the frontend: nothing may cover the graph
+SETTINGS = {  # of the frontend, so that nothing covers the graph
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
@@ -52,18 +52,18 @@ SD_NEGATIVE = "blurry, low quality, text"
 
 
 def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "", **inputs: Any):
-    """One node: API inputs (a link is [node id, output slot]), place, size and title."""
+    """One node: API inputs (a link is [node id, output slot]), position, size and title."""
     return {"kind": kind, "at": at, "size": size, "title": title, "inputs": inputs}
 
 
 def sampling(seed: Any, **options: Any) -> dict[str, Any]:
-    """Widgets of KSampler as the demo uses it."""
+    """Widget values of KSampler in the demo."""
     defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1}
     return {"seed": seed, **defaults, **options}
 
 
 def training(**options: Any) -> dict[str, Any]:
-    """Widgets of LD3 Train Schedule: its defaults, but for `options`."""
+    """Widget values of LD3 Train Schedule: the defaults, except for `options`."""
     return {
         "sampler_name": "dpmpp_2m", "steps": 5, "cfg": 7, "name": "my_schedule", "seed": 0,
         "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 20,
@@ -235,7 +235,7 @@ FIT = """() => {
 
 
 def api_prompt(graph: dict[str, Any]) -> dict[str, Any]:
-    """A graph described above in ComfyUI's API format."""
+    """A graph in ComfyUI's API format."""
     return {
         key: {
             "class_type": entry["kind"],
@@ -247,7 +247,7 @@ def api_prompt(graph: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(page: Page, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Build a graph in the open frontend; return what it saves, and the API twin."""
+    """Build a graph in the open frontend; return the workflow it saves and the API twin."""
     graph = GRAPHS[name]
     page.evaluate(
         BUILD,
@@ -262,13 +262,13 @@ def build(page: Page, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         },
     )
     page.evaluate(FIT)
-    # as text: what is undefined is left out, as in a saved file, and does not become null
+    # As text, which leaves out undefined values as a saved file does, instead of writing null.
     saved = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
     return json.loads(saved), to_api(page)
 
 
 def to_api(page: Page) -> dict[str, Any]:
-    """What the frontend would queue for the graph it shows."""
+    """The prompt that the frontend would queue for the open graph."""
     return json.loads(
         page.evaluate("async () => JSON.stringify((await window.app.graphToPrompt()).output)")
     )
@@ -285,7 +285,7 @@ def frontend(browser: Browser, server: ComfyServer) -> Iterator[Page]:
     page = browser.new_page(viewport=WINDOW)
     try:
         page.goto(server.url)
-        # the empty graph it opens with comes last, and would replace one loaded before
+        # The frontend opens an empty graph late, which would replace one loaded before it.
         opened = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
         nodes = "'LD3KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
         page.wait_for_function(f"() => {opened} && {nodes}", timeout=120000)
@@ -295,7 +295,7 @@ def frontend(browser: Browser, server: ComfyServer) -> Iterator[Page]:
 
 
 def draw(page: Page, file: Path) -> None:
-    """Write a thumbnail of the graph the frontend shows."""
+    """Write a thumbnail of the open graph."""
     from PIL import Image
 
     page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
@@ -312,7 +312,7 @@ def draw(page: Page, file: Path) -> None:
 
 
 def run_in(page: Page, timeout: float) -> None:
-    """Press Run and wait for the end."""
+    """Press Run and wait until the queue is empty."""
     page.evaluate("async () => { await window.app.queuePrompt(0); }")
     busy = "async () => { const q = await (await fetch('/queue')).json();"
     busy += " return q.queue_running.length + q.queue_pending.length > 0; }"
@@ -320,13 +320,13 @@ def run_in(page: Page, timeout: float) -> None:
     page.wait_for_timeout(1000)
     while page.evaluate(busy):
         if time.monotonic() > end:
-            sys.exit(f"workflows.py: the run did not end in {timeout:g} s")
+            sys.exit(f"workflows.py: the run did not finish in {timeout:g} s")
         page.wait_for_timeout(500)
     page.wait_for_timeout(2000)
 
 
 def main() -> None:
-    """Write everything."""
+    """Write all workflows, API twins and thumbnails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", required=True, help="ComfyUI's source folder")
     parser.add_argument("--pictures", action="store_true", help="run the demo for all pictures")
@@ -341,10 +341,11 @@ def main() -> None:
     saved.parent.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(SETTINGS))
     if options.pictures:
-        shutil.rmtree(base / "models", ignore_errors=True)  # else the schedule's name is numbered
+        # a second schedule of the same name would get a numbered file
+        shutil.rmtree(base / "models", ignore_errors=True)
         demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--comfyui", options.comfyui]
         subprocess.run([*demo, "--base", str(base), "--docs"], check=True)
-    for name in ("checkpoints/" + CHECKPOINT, "ld3/" + SCHEDULE):  # so that lists offer them
+    for name in ("checkpoints/" + CHECKPOINT, "ld3/" + SCHEDULE):  # listed by the widgets
         (base / "models" / name).parent.mkdir(parents=True, exist_ok=True)
         (base / "models" / name).touch()
     WORKFLOWS.mkdir(exist_ok=True)
@@ -362,7 +363,7 @@ def main() -> None:
 
 
 def write(name: str, browser: Browser, server: ComfyServer, run: bool) -> None:
-    """Write a workflow, its API twin and its thumbnail, with results if it is run."""
+    """Write a workflow, its API twin and its thumbnail; `run` adds results to the thumbnail."""
     with frontend(browser, server) as page:
         workflow, twin = build(page, name)
         for folder, content in ((WORKFLOWS, workflow), (TWINS, twin)):
