@@ -1,4 +1,4 @@
-"""The benchmark `ablation`: rows, picture, and the network that stands in for LPIPS' own."""
+"""The benchmark `ablation`: rows, figure, and the network that replaces LPIPS' own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ablation, ablation_demo, perceptual_network, plot_ablation
-from benchmarks.perceptual_network import Data, augmented, labelled, mean_average_precision, train
+from benchmarks.measures import caption_network
+from benchmarks.measures.caption_network import (
+    Data,
+    augmented,
+    labelled,
+    mean_average_precision,
+    train,
+)
+from benchmarks.suites import ablation
+from benchmarks.suites.ablation.demo_cells import LPIPS
+from benchmarks.suites.ablation.plot import PANELS
 from ld3.perceptual import LpipsFeatures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,7 +28,7 @@ SIZE = 32
 
 
 def shapes(count: int = 96) -> tuple[Tensor, list[str]]:
-    """Rectangles of three colours on white, wide or tall, no two alike: uint8 (n, 32, 32, 3)."""
+    """Rectangles of three colours on white, wide or tall, all different: uint8 (n, 32, 32, 3)."""
     generator = torch.Generator().manual_seed(0)
     images, captions = torch.full((count, SIZE, SIZE, 3), 255, dtype=torch.uint8), []
     for i, image in enumerate(images):
@@ -47,9 +56,9 @@ def distances(features: LpipsFeatures, one: Tensor, other: Tensor) -> Tensor:
 def test_labels_are_frequent_words_without_fillers() -> None:
     data = some_data()
     # blue, form, green, number, red, shape, tall, wide
-    assert data.pictures.shape == (96, 3, SIZE, SIZE) and data.labels.shape == (96, 8)
+    assert data.images.shape == (96, 3, SIZE, SIZE) and data.labels.shape == (96, 8)
     assert data.labels.sum(1).eq(5).all()
-    assert float(data.pictures.min()) >= 0 and float(data.pictures.max()) == 1
+    assert float(data.images.min()) >= 0 and float(data.images.max()) == 1
 
 
 def test_captions_that_name_a_side_are_not_mirrored() -> None:
@@ -59,16 +68,16 @@ def test_captions_that_name_a_side_are_not_mirrored() -> None:
 
 
 def test_augmentation_shifts_by_few_pixels_on_white() -> None:
-    pictures = torch.ones(64, 3, SIZE, SIZE)
-    pictures[:, :, 16, 12] = 0
-    data = Data(pictures, torch.zeros(64, 1), torch.zeros(64, dtype=torch.bool))
+    images = torch.ones(64, 3, SIZE, SIZE)
+    images[:, :, 16, 12] = 0
+    data = Data(images, torch.zeros(64, 1), torch.zeros(64, dtype=torch.bool))
     made = augmented(data, torch.Generator().manual_seed(0))
     place = made.mean(1).flatten(1).argmin(1)
     rows, columns = place // SIZE, place % SIZE
-    shift = perceptual_network.SHIFT
+    shift = caption_network.SHIFT
     assert (int(rows.min()), int(rows.max())) == (16 - shift, 16 + shift)
     assert (int(columns.min()), int(columns.max())) == (12 - shift, 12 + shift)
-    assert 0 < float((made - 1).abs().median()) < perceptual_network.NOISE
+    assert 0 < float((made - 1).abs().median()) < caption_network.NOISE
 
 
 def test_average_precision_is_one_for_perfect_scores_and_the_share_for_useless_ones() -> None:
@@ -92,13 +101,13 @@ def test_same_seed_trains_the_same_network_and_draws_no_global_numbers() -> None
     assert any(not torch.equal(w, other.backbone[n]) for n, w in first.backbone.items())
 
 
-def test_trained_network_knows_unseen_pictures_and_ranks_them() -> None:
+def test_trained_network_classifies_and_ranks_unseen_images() -> None:
     data = some_data()
     network = train(data, steps=120)
     assert network.heldout_precision > network.chance + 0.2
-    features = LpipsFeatures(perceptual_network.NET, network.backbone)
+    features = LpipsFeatures(caption_network.NET, network.backbone)
     moved = augmented(data._replace(flips=torch.zeros(96).bool()), torch.Generator().manual_seed(1))
-    found = distances(features, data.pictures, moved.clamp(0, 1))
+    found = distances(features, data.images, moved.clamp(0, 1))
     kind = torch.arange(96) % 6
     alike = kind[:, None] == kind[None, :]
     assert float(found.diagonal().mean()) < float(found[alike].mean()) < float(found[~alike].mean())
@@ -113,16 +122,16 @@ def test_network_is_installed_where_the_pack_looks_and_never_beside_another(
     from ld3.comfy import folders, perceptual
 
     network = train(some_data(), steps=1)
-    monkeypatch.setattr(perceptual_network, "trained", lambda: network)
+    monkeypatch.setattr(caption_network, "trained", lambda: network)
     known = ([str(tmp_path / "lpips")], {".pth", ".safetensors"})
     monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.LPIPS_KEY, known)
-    path = perceptual_network.install(folders.lpips_folder())
-    assert perceptual_network.install(folders.lpips_folder()) == path
-    assert perceptual.backbone_path(perceptual_network.NET) == path
-    LpipsFeatures(perceptual_network.NET, perceptual.find_backbone(perceptual_network.NET))
+    path = caption_network.install(folders.lpips_folder())
+    assert caption_network.install(folders.lpips_folder()) == path
+    assert perceptual.backbone_path(caption_network.NET) == path
+    LpipsFeatures(caption_network.NET, perceptual.find_backbone(caption_network.NET))
     path.rename(path.with_suffix(".pth"))
     with pytest.raises(ValueError, match="has files"):
-        perceptual_network.install(folders.lpips_folder())
+        caption_network.install(folders.lpips_folder())
 
 
 def test_every_cell_is_named_once_and_distances_of_the_demo_model_are_there() -> None:
@@ -130,7 +139,7 @@ def test_every_cell_is_named_once_and_distances_of_the_demo_model_are_there() ->
     keys = [tuple(cell[name] for name in ablation.KEYS) for cell in cells]
     assert len(keys) == len(set(keys))
     demo = [c for c in cells if c["model"] == "demo" and c["ablation"] == "distance"]
-    assert [c["setting"] for c in demo] == ["pseudo-huber", "l2", "l1", ablation_demo.LPIPS]
+    assert [c["setting"] for c in demo] == ["pseudo-huber", "l2", "l1", LPIPS]
     assert {c["cfg"] for c in demo} == {1.0}
 
 
@@ -140,8 +149,8 @@ def test_rows_of_exact_problems_have_no_lpips() -> None:
     assert row["heldout_error"] > 0 and row["heldout_lpips"] is None
 
 
-def test_picture_shows_both_measures_over_their_own_yardsticks() -> None:
-    def made(which: str, setting: str, error: float, lpips: float | None) -> dict[str, Any]:
+def test_figure_shows_both_measures_over_their_own_yardsticks() -> None:
+    def row(which: str, setting: str, error: float, lpips: float | None) -> dict[str, Any]:
         place = {"model": "demo", "sampler": "dpmpp_2m", "steps": 4, "cfg": 1.0, "seed": 0}
         return {"ablation": which, "setting": setting, **place} | {
             "heldout_error": error,
@@ -149,15 +158,15 @@ def test_picture_shows_both_measures_over_their_own_yardsticks() -> None:
         }
 
     rows = [
-        made("yardstick", "scheduler:best", 0.5, 0.2),
-        made("distance", "l2", 0.25, 0.15),
-        made("distance", ablation_demo.LPIPS, 0.3, 0.1),
-        made("teacher steps", "2n", 0.4, None),
+        row("yardstick", "scheduler:best", 0.5, 0.2),
+        row("distance", "l2", 0.25, 0.15),
+        row("distance", LPIPS, 0.3, 0.1),
+        row("teacher steps", "2n", 0.4, None),
     ]
-    axes = {axis.get_title(): axis for axis in plot_ablation.plot(rows).axes}
+    axes = {axis.get_title(): axis for axis in ablation.plot(rows).axes}
 
     def heights(ablation: str) -> list[list[float]]:
-        axis = axes[plot_ablation.PANELS[ablation]]
+        axis = axes[PANELS[ablation]]
         return [list(bars.lines[0].get_ydata()) for bars in axis.containers]
 
     assert heights("distance") == [pytest.approx([0.5, 0.6]), pytest.approx([0.75, 0.5])]

@@ -1,4 +1,4 @@
-"""Published ways to choose steps: their optima, and what core's nodes give."""
+"""Published ways to choose steps: their optima, and the results of core's nodes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from benchmarks import baselines
+from benchmarks.methods import baselines
 from ld3.parameters import check_sigmas
 from ld3.rollout import rollout
 from ld3.solver import SolverTable
 
 
 @pytest.mark.parametrize("steps", [4, 6, 10, 13])
-def test_tables_are_what_the_core_nodes_give(steps: int) -> None:
+def test_tables_are_those_of_the_core_nodes(steps: int) -> None:
     from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
     from comfy_extras.nodes_gits import GITSScheduler
 

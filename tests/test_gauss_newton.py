@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problems import mixture_denoiser
+from benchmarks.problems.mixtures import mixture_denoiser
 from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA, StepParameters

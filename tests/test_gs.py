@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gs, problems
+from benchmarks.methods import gs
+from benchmarks.problems.mixtures import gmm16
+from benchmarks.problems.noise_levels import karras
 from ld3.comfy import samplers
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA
@@ -33,7 +35,7 @@ def sampler(name: str, **options: Any) -> Sampler:
 
 
 def pairs_of(model: Model, count: int) -> Pairs:
-    sigmas = problems.karras(20, model.sigma_min, model.sigma_max)
+    sigmas = karras(20, model.sigma_min, model.sigma_max)
     noise = torch.randn(count, 16, generator=torch.Generator().manual_seed(1))
     plan = Plan(sigmas, sampler("dpmpp_2m").table(sigmas))
     with torch.no_grad():
@@ -49,9 +51,9 @@ def updates_of(weights: Tensor, levels: Tensor) -> Tensor:
 @pytest.mark.parametrize("steps", [3, 4, 6])
 def test_without_corrections_each_step_is_that_of_dpm_solver_pp(steps: int) -> None:
     """Orders 1 and 2 as core's dpmpp_2m, order 3 as its dpmpp_3m_sde without noise."""
-    solver = gs.GeneralisedSolver(problems.gmm16(), steps)
-    levels, asked, weights = solver.table(solver.start())
-    torch.testing.assert_close(asked, levels[:-1])
+    solver = gs.GeneralisedSolver(gmm16(), steps)
+    levels, evaluated, weights = solver.table(solver.start())
+    torch.testing.assert_close(evaluated, levels[:-1])
     found = updates_of(weights, levels)
     second, third = (
         updates_of(sampler(name, **options).table(levels).weights, levels)
@@ -62,7 +64,7 @@ def test_without_corrections_each_step_is_that_of_dpm_solver_pp(steps: int) -> N
 
 
 def test_times_start_evenly_spaced_between_the_models_levels() -> None:
-    model = problems.gmm16()
+    model = gmm16()
     solver = gs.GeneralisedSolver(model, 5)
     times = solver.times(solver.start().logits)
     even = torch.linspace(1, gs.LAST_TIME, 6, dtype=torch.float64)
@@ -74,20 +76,20 @@ def test_times_start_evenly_spaced_between_the_models_levels() -> None:
 
 
 def test_a_table_with_corrections_is_the_published_update() -> None:
-    """Corrections, earlier states and decoupled times put in by hand, in scaled states."""
-    solver = gs.GeneralisedSolver(problems.gmm16(), 5)
+    """Corrections, earlier states and decoupled times computed step by step, in scaled states."""
+    solver = gs.GeneralisedSolver(gmm16(), 5)
     generator = torch.Generator().manual_seed(0)
     p = gs.Parameters(
         *(t + 0.05 * torch.randn(t.shape, generator=generator).double() for t in solver.start())
     )
-    levels, asked, weights = solver.table(p)
+    levels, evaluated, weights = solver.table(p)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return torch.tanh(x / (1 + sigma[:, None]))
 
     start = 80 * torch.randn(3, 4, generator=generator, dtype=torch.float64)
     reported = torch.arange(5)
-    found = rollout(SolverTable(levels[:-1], asked, weights, reported), denoise, [start])[0]
+    found = rollout(SolverTable(levels[:-1], evaluated, weights, reported), denoise, [start])[0]
     times = solver.times(p.logits)
     alpha = (1 + levels**2).rsqrt()
     lam = -levels.log()
@@ -126,12 +128,12 @@ def test_a_table_with_corrections_is_the_published_update() -> None:
 
 
 def test_gradients_reach_every_parameter() -> None:
-    model = problems.gmm16()
+    model = gmm16()
     run = gs.GsTraining(model, 5, pairs_of(model, 8), 0, SETTINGS)
     run.update(run.pairs, torch.optim.SGD(run.learned, lr=0.0))
     with torch.enable_grad():
-        levels, asked, weights = run.solver.table(run.learned)
-        (weights.square().sum() + asked.sum()).backward()
+        levels, evaluated, weights = run.solver.table(run.learned)
+        (weights.square().sum() + evaluated.sum()).backward()
     lower = torch.ones(5, 5).tril().bool()
     assert all((p.grad != 0).all() for p in run.learned[:2])
     for p in run.learned[2:]:
@@ -139,14 +141,14 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_derivatives_of_the_table_are_right() -> None:
-    solver = gs.GeneralisedSolver(problems.gmm16(), 4)
+    solver = gs.GeneralisedSolver(gmm16(), 4)
     start = [(p + 0.03).requires_grad_() for p in solver.start()]
     with torch.enable_grad():
         assert torch.autograd.gradcheck(lambda *p: solver.table(gs.Parameters(*p)), start)
 
 
-def test_calls_counted_are_those_a_network_sees_and_two_a_backward_pass() -> None:
-    inner = problems.gmm16()
+def test_calls_counted_are_forward_passes_and_two_per_backward_pass() -> None:
+    inner = gmm16()
     seen = {"forward": 0, "backward": 0}
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -160,17 +162,17 @@ def test_calls_counted_are_those_a_network_sees_and_two_a_backward_pass() -> Non
     pairs = pairs_of(model, 10)
     model.calls, seen["forward"] = 0, 0
     gs.GsTraining(model, 4, pairs, 0, SETTINGS).run()
-    # 10 pairs are two batches of 4 each time through
+    # 10 pairs are two batches of 4 per epoch
     assert model.calls == seen["forward"] + 2 * seen["backward"] == 3 * 4 * 4 * 4
 
 
 def test_training_lowers_the_error_on_fresh_noises() -> None:
-    model = problems.gmm16()
+    model = gmm16()
     pairs = pairs_of(model, 64 + 128)
     run = gs.GsTraining(model, 4, pairs[:64], 0, replace(gs.PUBLISHED, updates=150))
     errors = []
     for plan in (run.plan(), run.run()):
         with torch.no_grad():
-            made = student_samples(model, plan, pairs[64:])[0]
-        errors.append(float((made - pairs.target[64:]).abs().mean()))
+            samples = student_samples(model, plan, pairs[64:])[0]
+        errors.append(float((samples - pairs.target[64:]).abs().mean()))
     assert errors[1] < 0.8 * errors[0]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problems import gmm16, karras
+from benchmarks.problems.mixtures import gmm16
+from benchmarks.problems.noise_levels import karras
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, StepParameters, check_sigmas
 from ld3.rollout import rollout

@@ -1,4 +1,4 @@
-"""The benchmark `learning`: its rows, its measures and what it concludes from them."""
+"""The benchmark `learning`: its rows, its measures and its summary."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import learning, methods, plots, problems, runs, subjects
+from benchmarks.methods import dispatch, ours
+from benchmarks.problems import mixtures, registry
+from benchmarks.problems.problem import Problem
+from benchmarks.suites import learning
+from benchmarks.suites.learning import run
+from benchmarks.suites.learning.plot import method_points
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def few_noises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Subjects that are measured on few noises; what they keep is not for other tests."""
-    monkeypatch.setattr(subjects.Subject, "heldout_noises", 16)
-    monkeypatch.setattr(subjects.Subject, "frechet_noises", 32)
-    monkeypatch.setattr(runs, "NOISES", 8)
-    monkeypatch.setattr(methods, "GITS_NOISES", 8)
-    subjects.load.cache_clear()
+    """Problems that are measured on few noises, and do not stay cached for other tests."""
+    monkeypatch.setattr(Problem, "heldout_noises", 16)
+    monkeypatch.setattr(Problem, "frechet_noises", 32)
+    monkeypatch.setattr(ours, "NOISES", 8)
+    monkeypatch.setattr(dispatch, "GITS_NOISES", 8)
+    registry.load.cache_clear()
     yield
-    subjects.load.cache_clear()
+    registry.load.cache_clear()
 
 
 def synthetic(method: str, error: float, calls: int, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -41,14 +46,14 @@ def synthetic(method: str, error: float, calls: int, seed: int = 0, **more: Any)
     } | more
 
 
-def test_every_cell_is_named_once_and_every_method_is_there() -> None:
+def test_every_cell_is_unique_and_every_method_is_there() -> None:
     cells = list(learning.cells())
     keys = [tuple(cell[name] for name in learning.KEYS) for cell in cells]
     assert len(keys) == len(set(keys))
     assert {cell["method"] for cell in cells if ":" not in cell["method"]} == {
-        "teacher", "ays", "gits", "dmn", "gits-dp", "ld3-official", *learning.OURS,
+        "teacher", "ays", "gits", "dmn", "gits-dp", "ld3-official", *run.OURS,
     }  # fmt: skip
-    for model in learning.SAMPLERS:
+    for model in run.SAMPLERS:
         of_model = [cell for cell in cells if cell["model"] == model]
         groups = {(cell["sampler"], cell["steps"]) for cell in of_model}
         teachers = [cell for cell in of_model if cell["method"] == "teacher"]
@@ -59,8 +64,8 @@ def test_every_cell_is_named_once_and_every_method_is_there() -> None:
 
 @pytest.mark.parametrize("model", ["digits", "gmm16"])
 def test_moments_of_a_mixture_are_those_of_its_samples(model: str) -> None:
-    means, stds, log_weights = getattr(problems, f"{model}_components")()
-    mean, covariance = problems.mixture_moments(means, stds, log_weights)
+    means, stds, log_weights = getattr(mixtures, f"{model}_components")()
+    mean, covariance = mixtures.mixture_moments(means, stds, log_weights)
     generator = torch.Generator().manual_seed(0)
     chosen = torch.multinomial(log_weights.exp(), 200_000, replacement=True, generator=generator)
     noise = torch.randn(len(chosen), means.shape[1], generator=generator)
@@ -87,7 +92,7 @@ def test_a_row_has_the_keys_and_counts_calls(method: str, few_noises: None) -> N
     assert row["sample_calls"] == (20 if method == "teacher" else 4)
 
 
-def test_summary_compares_means_of_seeds_and_says_what_is_reached() -> None:
+def test_summary_compares_means_over_seeds_and_judges_the_aims() -> None:
     rows = [
         synthetic("ld3-official", 0.2, 9000),
         synthetic("ld3-official", 0.4, 9000, seed=1),
@@ -103,7 +108,7 @@ def test_summary_compares_means_of_seeds_and_says_what_is_reached() -> None:
     assert "gauss-newton+decoupled: 0.1000, factor 10.00" in text
 
 
-def test_points_of_the_picture_are_relative_to_karras() -> None:
+def test_points_of_the_figure_are_relative_to_karras() -> None:
     rows = [
         synthetic("scheduler:karras", 0.4, 0),
         synthetic("scheduler:beta", 0.3, 0),
@@ -111,7 +116,7 @@ def test_points_of_the_picture_are_relative_to_karras() -> None:
         synthetic("gauss-newton", 0.1, 500),
         synthetic("gauss-newton", 0.3, 700, seed=1),
     ]
-    points = plots.method_points(rows)
+    points = method_points(rows)
     assert points["gauss-newton"] == pytest.approx((600, 0.5))
     assert points["scheduler:best"][1] == pytest.approx(0.75)
-    assert plots.error_against_calls(rows).axes
+    assert learning.plot(rows).axes

@@ -1,4 +1,4 @@
-"""How activations grow with steps, on a network whose activations are large beside its latents."""
+"""How activations grow with steps, on a network with activations much larger than its latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import PeakBytes, peak_bytes, some_student, work_of
+from benchmarks.measures.peak_bytes import PeakBytes, peak_bytes
+from benchmarks.suites.memory import some_student, work_of
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA
 from ld3.solver import Sampler
@@ -58,7 +59,7 @@ def test_gauss_newton_needs_the_memory_of_sampling(steps: int) -> None:
     assert measured("gauss-newton", steps) <= 1.05 * measured("sampling", steps)
 
 
-def test_peak_counts_what_lives_at_once_and_neither_views_nor_arguments() -> None:
+def test_peak_counts_what_is_alive_at_once_and_neither_views_nor_arguments() -> None:
     given = torch.zeros(MEGABYTE, dtype=torch.uint8)
     with PeakBytes() as memory:
         for _ in range(3):

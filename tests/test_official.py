@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import official, problems
+from benchmarks.methods import official
+from benchmarks.problems.mixtures import gmm16
+from benchmarks.problems.noise_levels import karras, uniform_log_snr
 from ld3.comfy import samplers
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, check_sigmas
@@ -32,7 +34,7 @@ def sampler(name: str) -> Sampler:
 
 
 def pairs_of(model: Model, count: int) -> Pairs:
-    sigmas = problems.karras(20, model.sigma_min, model.sigma_max)
+    sigmas = karras(20, model.sigma_min, model.sigma_max)
     noise = torch.randn(count, 16, generator=torch.Generator().manual_seed(1))
     plan = Plan(sigmas, sampler("dpmpp_2m").table(sigmas))
     with torch.no_grad():
@@ -40,35 +42,33 @@ def pairs_of(model: Model, count: int) -> Pairs:
 
 
 def training(model: Model, pairs: Pairs, name: str = "dpmpp_2m", **options: Any):
-    settings = replace(SETTINGS, **options)
     noise_prediction = name in official.NOISE_PREDICTING
-    return official.OfficialTraining(
-        model, sampler(name), 4, pairs, 0, noise_prediction, settings=settings
-    )
+    settings = replace(SETTINGS, noise_prediction=noise_prediction, **options)
+    return official.OfficialTraining(model, sampler(name), 4, pairs, 0, settings)
 
 
 def loss(model: Model, plan: Plan, pairs: Pairs) -> float:
     with torch.no_grad():
-        made = student_samples(model, plan, pairs)[0]
-    return float((made - pairs.target).pow(2).mean())
+        samples = student_samples(model, plan, pairs)[0]
+    return float((samples - pairs.target).pow(2).mean())
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm", "euler", "uni_pc"])
 def test_training_lowers_the_error_of_uniform_log_snr(name: str) -> None:
-    model = problems.gmm16()
+    model = gmm16()
     pairs = pairs_of(model, 50 + 256)
     sizes = {"training_pairs": 24, "validation_pairs": 26, "steps_rounds": 2, "decoupled_rounds": 1}
     run = training(model, pairs[:50], name, **sizes)
     start = run.plan()
-    uniform = problems.uniform_log_snr(5, model.sigma_min, model.sigma_max)
+    uniform = uniform_log_snr(5, model.sigma_min, model.sigma_max)
     assert torch.allclose(start.sigmas[:4], uniform[:4], rtol=1e-5)
     found = run.run()
     check_sigmas(found.sigmas)
     assert loss(model, found, pairs[50:]) < loss(model, start, pairs[50:])
 
 
-def test_calls_counted_are_those_a_network_sees_and_two_a_backward_pass() -> None:
-    inner = problems.gmm16()
+def test_calls_counted_are_forward_passes_and_two_per_backward_pass() -> None:
+    inner = gmm16()
     seen = {"forward": 0, "backward": 0}
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def test_calls_counted_are_those_a_network_sees_and_two_a_backward_pass() -> Non
 
 
 def test_start_noises_stay_in_their_balls() -> None:
-    model = problems.gmm16()
+    model = gmm16()
     pairs = pairs_of(model, 10)
     run = training(model, pairs, radius=0.05, steps_rounds=1, decoupled_rounds=1)
     run.run()
@@ -100,23 +100,23 @@ def test_start_noises_stay_in_their_balls() -> None:
 
 @pytest.mark.parametrize("noise_prediction", [False, True])
 @pytest.mark.parametrize("preserving", [False, True])
-def test_decoupled_weights_make_the_calls_of_the_published_code(
+def test_decoupled_weights_reproduce_the_calls_of_the_published_code(
     noise_prediction: bool, preserving: bool
 ) -> None:
-    sigmas = problems.karras(4, 0.03, 80.0)
+    sigmas = karras(4, 0.03, 80.0)
     table = sampler("euler").table(sigmas)
     states = table.state_sigmas
-    asked = states * torch.tensor([1.0, 0.9, 1.2, 1.1], dtype=torch.float64)
-    scale = ((1 + asked**2) / (1 + states**2)).sqrt() if preserving else torch.ones(4)
-    weights = official.decoupled_weights(table.weights, states, asked, scale, noise_prediction)
+    evaluated = states * torch.tensor([1.0, 0.9, 1.2, 1.1], dtype=torch.float64)
+    scale = ((1 + evaluated**2) / (1 + states**2)).sqrt() if preserving else torch.ones(4)
+    weights = official.decoupled_weights(table.weights, states, evaluated, scale, noise_prediction)
     start = 80 * torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return torch.tanh(x / (1 + sigma[:, None]))
 
-    found = rollout(replace(table, weights=weights, eval_sigmas=asked), denoise, [start])[0]
+    found = rollout(replace(table, weights=weights, eval_sigmas=evaluated), denoise, [start])[0]
     x = start
-    for m, (state, level) in enumerate(zip(states, asked, strict=True)):
+    for m, (state, level) in enumerate(zip(states, evaluated, strict=True)):
         after = sigmas[m + 1].double()
         output = denoise(scale[m] * x, level.expand(3))
         noise = (scale[m] * x - output) / level if noise_prediction else (x - output) / state

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import overhead
+from benchmarks.suites import overhead
 from ld3.solver import SolverTable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def test_extras_change_rows_but_not_their_sums() -> None:
     assert (found.eval_sigmas[1:] < levels[1:]).all() and found.eval_sigmas[0] == levels[0]
 
 
-def test_summary_judges_the_worst() -> None:
+def test_summary_judges_the_worst_cell() -> None:
     assert "worst 1.0200 (ipndm in 4 steps; aim: <= 1.03; reached)" in overhead.summary(
         [row("euler", 1.0), row("ipndm", 1.02)]
     )
@@ -46,7 +46,7 @@ def test_summary_judges_the_worst() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_row_samples_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_samples_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(overhead.BLOCKS, 4, 1)
     found = overhead.row("ipndm", 4)
     assert set(overhead.COLUMNS) <= set(found)

@@ -14,9 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from benchmarks import quality
-from benchmarks.problems import digits_data
-from benchmarks.quality import (
+from benchmarks.measures import sample_quality
+from benchmarks.measures.sample_quality import (
     Projection,
     digits_classifier,
     frechet,
@@ -26,6 +25,7 @@ from benchmarks.quality import (
     precision_recall_coverage,
     sliced_wasserstein,
 )
+from benchmarks.problems.mixtures import digits_data
 from ld3.metrics import spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ def test_frechet_of_gaussians_in_orthogonal_subspaces_adds_their_variances() -> 
     assert frechet(zero, cov_a, zero, cov_b) == pytest.approx(expected, rel=1e-10)
 
 
-def test_frechet_distance_of_sets_is_symmetric_and_turns_with_them() -> None:
+def test_frechet_distance_of_sets_is_symmetric_and_invariant_to_rotation() -> None:
     a, b, turn = normal(50, 6), 2 * normal(70, 6, seed=1) + 1, rotation(6)
     found = frechet_distance(a, b)
     assert found == pytest.approx(frechet_distance(b, a), rel=1e-10)
@@ -91,7 +91,7 @@ def test_frechet_distance_of_sets_is_symmetric_and_turns_with_them() -> None:
     assert found == pytest.approx(frechet_distance(3 * a, 3 * b) / 9, rel=1e-10)
 
 
-def test_frechet_distance_sees_a_shift_and_a_scale_exactly() -> None:
+def test_frechet_distance_of_a_shift_and_a_scale_is_exact() -> None:
     a = normal(30, 4)
     shift = torch.tensor([1.0, -2.0, 0.0, 2.0], dtype=torch.float64)
     assert frechet_distance(a, a + shift) == pytest.approx(9, rel=1e-10)
@@ -101,7 +101,7 @@ def test_frechet_distance_sees_a_shift_and_a_scale_exactly() -> None:
 
 
 def test_frechet_distance_bounds_the_transport_of_sets_from_below() -> None:
-    """Gelbrich 1990: among sets of given means and covariances, Gaussians are nearest."""
+    """Gelbrich 1990: for given means and covariances, Gaussians have the smallest distance."""
     a, b = normal(40, 3).exp(), normal(40, 3, seed=1).exp() * 1.5
     cost = torch.cdist(a, b).pow(2).numpy()
     transport = cost[scipy.optimize.linear_sum_assignment(cost)].mean()
@@ -128,7 +128,7 @@ def test_components_of_the_data_are_uncorrelated_and_descend() -> None:
     assert bool((cov.diagonal().diff() < 0).all())
 
 
-def test_all_components_keep_the_frechet_distance_and_fewer_lessen_it() -> None:
+def test_all_components_keep_the_frechet_distance_and_fewer_reduce_it() -> None:
     a, b = normal(60, 10), 1.5 * normal(60, 10, seed=1) + 0.3
     whole, part = Projection(a, 10), Projection(a, 5)
     assert frechet_distance(whole(a), whole(b)) == pytest.approx(frechet_distance(a, b), rel=1e-9)
@@ -136,7 +136,7 @@ def test_all_components_keep_the_frechet_distance_and_fewer_lessen_it() -> None:
     assert frechet_distance(part(a), part(b)) < frechet_distance(a, b)
 
 
-def test_more_components_than_the_data_have_are_refused() -> None:
+def test_more_components_than_the_data_have_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"20 components.*\(20, 64\).*1 to 19"):
         Projection(normal(20, 64), 20)
 
@@ -214,17 +214,17 @@ def test_precision_and_recall_change_places_with_the_sets() -> None:
     assert (forth["precision"], forth["recall"]) == (back["recall"], back["precision"])
 
 
-def test_one_stray_fake_raises_recall_but_not_coverage() -> None:
+def test_one_outlier_raises_recall_but_not_coverage() -> None:
     real, fake = normal(200, 4), normal(100, 4, seed=1) + 20
-    stray = torch.cat([fake, torch.full((1, 4), -50.0, dtype=torch.float64)])
+    with_outlier = torch.cat([fake, torch.full((1, 4), -50.0, dtype=torch.float64)])
     assert precision_recall_coverage(real, fake)["recall"] == 0
-    found = precision_recall_coverage(real, stray)
+    found = precision_recall_coverage(real, with_outlier)
     assert found["recall"] == 1 and found["coverage"] == 0
 
 
 @pytest.mark.parametrize(("k", "count"), [(1, 800), (3, 800), (3, 400)])
-def test_coverage_of_the_same_law_has_its_closed_form(k: int, count: int) -> None:
-    """Naeem et al. 2020, lemma 2: 1 - product over i of (n - i) / (m + n - i), in any law."""
+def test_coverage_of_the_same_distribution_has_its_closed_form(k: int, count: int) -> None:
+    """Naeem et al. 2020, lemma 2, any distribution: 1 - product over i of (n - i) / (m + n - i)."""
     found = precision_recall_coverage(normal(800, 4), normal(count, 4, seed=1), k)["coverage"]
     missed = math.prod((800 - i) / (800 + count - i) for i in range(1, k + 1))
     assert found == pytest.approx(1 - missed, abs=0.06)
@@ -233,7 +233,7 @@ def test_coverage_of_the_same_law_has_its_closed_form(k: int, count: int) -> Non
 def test_chunks_of_a_distance_matrix_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = normal(100, 4), 1.3 * normal(80, 4, seed=1) + 0.5
     whole = precision_recall_coverage(a, b)
-    monkeypatch.setattr(quality, "ROWS", 7)
+    monkeypatch.setattr(sample_quality, "ROWS", 7)
     assert precision_recall_coverage(a, b) == whole
 
 
@@ -250,14 +250,14 @@ def test_inception_score_of_confident_uniform_classes_is_their_number() -> None:
     assert inception_score(torch.eye(10)[:4]) == pytest.approx(4)
 
 
-def test_inception_score_of_one_answer_to_everything_is_one() -> None:
+def test_inception_score_of_one_constant_answer_is_one() -> None:
     same = normal(1, 10).softmax(1).expand(20, 10)
     assert inception_score(same) == pytest.approx(1)
     assert inception_score(torch.eye(10)[:1].expand(20, 10)) == pytest.approx(1)
 
 
-def test_inception_score_of_symmetric_doubt_has_its_closed_form() -> None:
-    """Two classes told apart with probability 0.9: exp(log 2 - H(0.9))."""
+def test_inception_score_of_symmetric_uncertainty_has_its_closed_form() -> None:
+    """Two classes distinguished with probability 0.9: exp(log 2 - H(0.9))."""
     p = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64)
     expected = 2 * 0.9**0.9 * 0.1**0.1
     assert inception_score(p) == pytest.approx(expected)
@@ -268,7 +268,9 @@ def test_inception_score_refuses_logits() -> None:
         inception_score(normal(20, 10))
 
 
-def test_the_digits_classifier_knows_noisy_digits(classify: Callable[[Tensor], Tensor]) -> None:
+def test_the_digits_classifier_recognises_noisy_digits(
+    classify: Callable[[Tensor], Tensor],
+) -> None:
     data = digits_data()
     probabilities = classify(data + 0.15 * normal(*data.shape).float())
     labels = torch.from_numpy(load_digits().target)
@@ -299,7 +301,7 @@ def test_spread_of_known_points_is_their_mean_distance() -> None:
     assert spread(triangle.reshape(3, 1, 2, 1)) == pytest.approx(4)
 
 
-def test_spread_scales_with_samples_and_does_not_see_where_they_are() -> None:
+def test_spread_scales_with_samples_and_does_not_depend_on_their_position() -> None:
     a = normal(50, 8)
     assert spread(2.5 * a) == pytest.approx(2.5 * spread(a), rel=1e-5)
     assert spread(a + 3) == pytest.approx(spread(a), rel=1e-5)
@@ -318,7 +320,7 @@ def test_spread_of_one_point_is_zero_and_of_one_sample_undefined() -> None:
 # All together
 
 
-def test_each_measure_prefers_fresh_samples_to_its_own_kind_of_fault() -> None:
+def test_each_measure_prefers_new_samples_to_the_fault_it_detects() -> None:
     data = digits_data()[torch.randperm(1797, generator=torch.Generator().manual_seed(0))]
     real, fresh = data[:800], data[800:1600]
     project = Projection(real.flatten(1), 32)

@@ -1,4 +1,4 @@
-"""The benchmark `solvers`: its rows, its measures and what it concludes from them."""
+"""The benchmark `solvers`: its rows, its measures and its summary."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gs, solvers, subjects, summary_solvers
-from benchmarks.plot_solvers import error_ratios, plot
+from benchmarks.methods import gs
+from benchmarks.problems import registry
+from benchmarks.problems.live_model import LiveModel
+from benchmarks.problems.problem import Problem
+from benchmarks.suites import solvers
+from benchmarks.suites.solvers import run
+from benchmarks.suites.solvers.summary import error_ratios
 from ld3.comfy.request import LEARN
 from ld3.training.dode import with_lambdas
 from ld3.training.settings import TrainingSettings
@@ -19,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def few_noises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Subjects that are measured on few noises; what they keep is not for other tests."""
-    monkeypatch.setattr(subjects.Subject, "heldout_noises", 32)
-    monkeypatch.setattr(subjects.Subject, "frechet_noises", 32)
+    """Problems that are measured on few noises, and do not stay cached for other tests."""
+    monkeypatch.setattr(Problem, "heldout_noises", 32)
+    monkeypatch.setattr(Problem, "frechet_noises", 32)
     for name, value in {"training_noises": 8, "validation_noises": 8, "iterations": 4}.items():
-        monkeypatch.setitem(solvers.BUDGET, name, value)
-    subjects.load.cache_clear()
+        monkeypatch.setitem(run.BUDGET, name, value)
+    registry.load.cache_clear()
     yield
-    subjects.load.cache_clear()
+    registry.load.cache_clear()
 
 
 def synthetic(extras: str, error: float, calls: int, **more: Any) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def synthetic(extras: str, error: float, calls: int, **more: Any) -> dict[str, A
     } | more
 
 
-def test_every_cell_is_named_once_and_the_demo_model_comes_last() -> None:
+def test_every_cell_is_unique_and_the_demo_model_comes_last() -> None:
     cells = list(solvers.cells())
     keys = [tuple(cell[name] for name in solvers.KEYS) for cell in cells]
     assert len(keys) == len(set(keys))
@@ -60,21 +65,21 @@ def test_every_cell_is_named_once_and_the_demo_model_comes_last() -> None:
     assert {cell["extras"] for cell in standard} == {"none", "d-ode"}
 
 
-def test_every_standard_schedule_can_be_made_and_no_two_are_the_same() -> None:
-    def differ(stage: subjects.Stage) -> bool:
-        made = stage.schedules("heun", 4)
-        chosen = [tuple(made[name].tolist()) for name in solvers.SCHEDULERS]
-        # the reason why the exact problems are spared `normal`
-        assert torch.allclose(made["normal"], made["exponential"], rtol=1e-4)
-        return len(set(chosen)) == len(solvers.SCHEDULERS)
+def test_every_standard_schedule_is_available_and_no_two_are_the_same() -> None:
+    def differ(live: LiveModel) -> bool:
+        schedules = live.schedules("heun", 4)
+        chosen = [tuple(schedules[name].tolist()) for name in run.SCHEDULERS]
+        # which is why the exact problems leave out `normal`
+        assert torch.allclose(schedules["normal"], schedules["exponential"], rtol=1e-4)
+        return len(set(chosen)) == len(run.SCHEDULERS)
 
-    assert subjects.load("gmm16").run(differ)
+    assert registry.load("gmm16").run(differ)
 
 
 def test_the_full_solver_is_what_the_node_learns() -> None:
-    assert solvers.LEARNED["solver+mix"] == LEARN["time steps + full solver"]
-    assert solvers.LEARNED["d-ode"] == LEARN["time steps + D-ODE"]
-    for settings in solvers.LEARNED.values():
+    assert run.LEARNED["solver+mix"] == LEARN["time steps + full solver"]
+    assert run.LEARNED["d-ode"] == LEARN["time steps + D-ODE"]
+    for settings in run.LEARNED.values():
         TrainingSettings(steps=4, **settings)
 
 
@@ -96,7 +101,7 @@ def test_a_row_of_a_standard_schedule_counts_distilling(
         assert 11 * 4 * 32 <= row["model_calls"] <= 12 * calls * 32
 
 
-def test_a_row_of_a_learned_schedule_counts_its_teacher_apart(few_noises: None) -> None:
+def test_a_row_of_a_learned_schedule_counts_its_teacher_separately(few_noises: None) -> None:
     row = solvers.row(
         model="gmm16", sampler="euler", steps=3, seed=1, schedule="learned", extras="solver+mix"
     )
@@ -104,11 +109,11 @@ def test_a_row_of_a_learned_schedule_counts_its_teacher_apart(few_noises: None) 
     assert row["trajectory_distance"] is None and len(row["eval_sigmas"]) == 3
 
 
-def test_gs_is_found_once_and_pays_for_its_teacher(
+def test_gs_is_trained_once_and_counts_its_teacher(
     few_noises: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = gs.GsSettings(training_pairs=8, updates=2)
-    monkeypatch.setitem(solvers.GS, "gs-published", settings)
+    monkeypatch.setitem(run.GS, "gs-published", settings)
     cell = {"model": "gmm16", "steps": 3, "seed": 0, "schedule": "learned"}
     first, second = (
         solvers.row(sampler=name, extras="gs-published", **cell) for name in ("euler", "ipndm")
@@ -118,27 +123,27 @@ def test_gs_is_found_once_and_pays_for_its_teacher(
     assert first["sample_calls"] == 3
 
 
-def test_distances_along_the_way_are_to_states_at_the_same_level(few_noises: None) -> None:
-    """A student as fine as its teacher is near it everywhere; D-ODE cannot move the first state."""
-    subject = subjects.load("gmm16")
+def test_trajectory_distances_are_to_states_at_the_same_level(few_noises: None) -> None:
+    """A student with many steps stays close to the teacher; D-ODE cannot change the first state."""
+    problem = registry.load("gmm16")
 
-    def task(stage: subjects.Stage) -> None:
-        fine = stage.standard("dpmpp_2m", "karras", 40)
-        coarse = stage.standard("dpmpp_2m", "karras", 4)
-        before = stage.model.calls
-        near, far = (solvers.trajectory_distance(subject, stage, plan) for plan in (fine, coarse))
-        assert stage.model.calls == before
+    def task(live: LiveModel) -> None:
+        fine = live.standard("dpmpp_2m", "karras", 40)
+        coarse = live.standard("dpmpp_2m", "karras", 4)
+        before = live.model.calls
+        near, far = (run.trajectory_distance(problem, live, plan) for plan in (fine, coarse))
+        assert live.model.calls == before
         assert len(near) == 40 and len(far) == 4
         assert max(near) < 0.2 * max(far)
         lambdas = torch.full((4,), 0.3, dtype=torch.float64)
         changed = coarse._replace(table=with_lambdas(coarse.table, lambdas))
-        moved = solvers.trajectory_distance(subject, stage, changed)
+        moved = run.trajectory_distance(problem, live, changed)
         assert moved[0] == far[0] and all(a != b for a, b in zip(moved[1:], far[1:], strict=True))
 
-    subject.run(task)
+    problem.run(task)
 
 
-def test_summary_compares_means_of_seeds_and_says_what_is_reached() -> None:
+def test_summary_compares_means_over_seeds_and_judges_the_aims() -> None:
     standard = {"schedule": "standard:beta"}
     rows = [
         synthetic("none", 0.4, 0, trajectory_distance=[1.0, 2.0, 2.0, 2.0], **standard),
@@ -153,17 +158,17 @@ def test_summary_compares_means_of_seeds_and_says_what_is_reached() -> None:
         synthetic("gs-published", 0.1, 60000),
         synthetic("solver+mix", 0.9, 6000, steps=8),
     ]
-    text = summary_solvers.summary(rows)
+    text = solvers.summary(rows)
     assert "digits (2 cells): better in 50.0%" in text and "aim: better in 90%; MISSED" in text
     assert "at most 12.50 model calls" in text and "aim: <= 12; MISSED" in text
     assert "solver / none, digits (1 cells): error 0.667, calls 1.500" in text
     assert "solver+mix / none, digits (1 cells): error 0.500" in text
     assert "aim: error <= 0.55; reached" in text
     assert "error 1.500, calls 0.100 = 1/10.0, better in 0 (aim: error <= 1, calls <= 1/5" in text
-    assert "66.7% of 3 (further: 33.3%)" in text
+    assert "66.7% of 3 (farther: 33.3%)" in text
 
 
-def test_the_picture_shows_ratios_to_no_extras() -> None:
+def test_the_figure_shows_ratios_to_no_extras() -> None:
     standard = {"schedule": "standard:beta"}
     rows = [
         synthetic("none", 0.4, 0, trajectory_distance=[1.0, 2.0], **standard),
@@ -174,4 +179,4 @@ def test_the_picture_shows_ratios_to_no_extras() -> None:
     ]
     found = error_ratios(rows, "solver", lambda row: row["schedule"])
     assert found == {"learned": pytest.approx(0.5)}
-    assert len(plot(rows).axes) == 3
+    assert len(solvers.plot(rows).axes) == 3

@@ -1,4 +1,4 @@
-"""The divergence of two maps against closed forms, and the bound's own laws."""
+"""The divergence of two maps against closed forms, and the bound's own properties."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import theory, toys
-from benchmarks.divergence import (
+from benchmarks.measures.divergence import (
     compare,
     normal_points,
     sampling_map,
@@ -15,6 +14,9 @@ from benchmarks.divergence import (
     solve,
     with_jacobian,
 )
+from benchmarks.problems import registry
+from benchmarks.problems.mixtures import HEAVY_MODES, HEAVY_SCALES, heavy16
+from benchmarks.suites import theory
 from ld3.metrics import rmse
 from ld3.teacher import Pairs, student_samples
 
@@ -28,7 +30,7 @@ def affine(matrix: Tensor, shift: Tensor):
 
 
 def bent(strength: float):
-    """Invertible, and far from affine: each element pushed outwards, then turned a little."""
+    """Invertible, and far from affine: each element pushed outwards, then rotated slightly."""
     return lambda z: z + strength * torch.tanh(2 * z) + 0.3 * strength * torch.sin(z.flip(1))
 
 
@@ -49,7 +51,7 @@ def test_divergence_of_affine_maps_is_that_of_two_gaussians(dimension: int) -> N
 
 @pytest.mark.parametrize("strength", [0.1, 0.3])
 @pytest.mark.parametrize("dimension", [1, 2])
-def test_divergence_stays_below_the_bound_at_the_radius_of_no_soft_loss(
+def test_divergence_stays_below_the_bound_at_the_radius_of_zero_soft_loss(
     dimension: int, strength: float
 ) -> None:
     z = normal_points(1024, dimension, 1)
@@ -65,7 +67,7 @@ def test_equal_maps_have_no_divergence() -> None:
     assert found.radius < 1e-6 and found.bound(found.radius) < 1e-5
 
 
-def test_soft_loss_falls_with_the_radius_from_the_hard_loss_to_nothing() -> None:
+def test_soft_loss_falls_with_the_radius_from_the_hard_loss_to_zero() -> None:
     student, teacher, z = bent(0.3), bent(0.0), normal_points(512, 2, 0)
     found = compare(student, teacher, z)
     radii = [0.0, 0.05, 0.1, 0.2, found.radius]
@@ -75,7 +77,7 @@ def test_soft_loss_falls_with_the_radius_from_the_hard_loss_to_nothing() -> None
     assert losses[-1] == 0
 
 
-def test_a_map_that_folds_is_seen() -> None:
+def test_a_map_that_folds_is_detected() -> None:
     def folding(z: Tensor) -> Tensor:
         return z.square()
 
@@ -91,27 +93,27 @@ def test_jacobian_and_solution_are_right() -> None:
 
 
 def test_sampling_map_is_the_students_sampling() -> None:
-    subject = toys.load("mixture-2d")
-    noise = subject.noises(8, 0)
+    problem = registry.load("mixture-2d")
+    noise = problem.noises(8, 0)
 
-    def task(stage):
-        plan = stage.standard("dpmpp_2m", "karras", 4)
-        direct = student_samples(stage.model, plan, Pairs(noise, torch.zeros_like(noise), noise))[0]
-        return sampling_map(stage.model, plan)(noise.double()), direct
+    def task(live):
+        plan = live.standard("dpmpp_2m", "karras", 4)
+        direct = student_samples(live.model, plan, Pairs(noise, torch.zeros_like(noise), noise))[0]
+        return sampling_map(live.model, plan)(noise.double()), direct
 
-    mapped, direct = subject.run(task)
+    mapped, direct = problem.run(task)
     torch.testing.assert_close(mapped.float(), direct, rtol=1e-4, atol=1e-5)
 
 
 def test_heavy_tails_are_heavy() -> None:
-    means, stds, log_weights = toys.heavy16()
-    assert len(means) == len(stds) == len(log_weights) == toys.MODES * toys.SCALES
-    one_mode = stds[: toys.SCALES]
+    means, stds, log_weights = heavy16()
+    assert len(means) == len(stds) == len(log_weights) == HEAVY_MODES * HEAVY_SCALES
+    one_mode = stds[:HEAVY_SCALES]
     kurtosis = float(one_mode.pow(4).mean() / one_mode.pow(2).mean() ** 2)  # a Gaussian's is 1
     assert kurtosis > 3
 
 
-def test_every_cell_of_theory_is_one_number_of_its_own() -> None:
+def test_every_cell_of_theory_is_a_different_number() -> None:
     cells = list(theory.cells())
     keys = {tuple(cell[name] for name in theory.KEYS) for cell in cells}
     assert len(keys) == len(cells)

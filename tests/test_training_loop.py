@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problems import digits, gmm16
+from benchmarks.problems.mixtures import digits, gmm16
 from ld3.comfy.samplers import sampler_object, traceable
 from ld3.metrics import LATENT_DISTANCES
 from ld3.model import Model

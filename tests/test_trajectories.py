@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.problems import gmm16, karras
+from benchmarks.problems.mixtures import gmm16
+from benchmarks.problems.noise_levels import karras
 from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, StepParameters

@@ -1,0 +1,1 @@
+"""How it is measured: sample quality, divergences, memory, perceptual distance."""

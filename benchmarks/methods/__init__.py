@@ -1,0 +1,1 @@
+"""What is compared: this pack, published methods, and standard schedules."""

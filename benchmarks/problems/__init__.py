@@ -1,0 +1,1 @@
+"""What is measured: models whose solution is known, and the demo model."""

@@ -1,0 +1,7 @@
+"""The effect of each choice of the method."""
+
+from .plot import plot
+from .run import COLUMNS, KEYS, TITLE, cells, row
+from .summary import summary
+
+__all__ = ["COLUMNS", "KEYS", "TITLE", "cells", "plot", "row", "summary"]

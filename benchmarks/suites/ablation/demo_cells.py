@@ -1,0 +1,164 @@
+"""The cells of the benchmark `ablation` on the demo model, run through the whole pack.
+
+Two measures over the noises that KSampler draws for seeds from 900,000, which no method was trained
+on, both relative to Heun with 60 karras steps at the same cfg: the mean RMSE of latents, and the
+mean LPIPS of their images. The second uses the network that also defines the learned LPIPS
+distance, so it is not independent.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.measures import caption_network
+from benchmarks.methods import ours
+from benchmarks.problems.demo_model import PROMPT
+from benchmarks.problems.live_model import TEACHER
+from benchmarks.problems.problem import REFERENCE
+
+SAMPLER, STEPS, NOISES, FIRST_SEED = "dpmpp_2m", 4, 32, 900_000
+UNUSED = 2  # noises for the report only
+LPIPS = "lpips (emoji-caption network)"
+
+
+class Measured(NamedTuple):
+    """Held-out errors, and the calls needed; no LPIPS where it is not measured."""
+
+    heldout_error: float
+    model_calls: int = 0
+    teacher_calls: int = 0
+    heldout_lpips: float | None = None
+
+
+def yardstick(setting: str, cfg: float, lpips: bool) -> Measured:
+    """The teacher, or the best of ComfyUI's schedulers by each measure.
+
+    Args:
+        lpips: whether to measure it too.
+    """
+    if setting == "teacher":
+        plans = [(standard(*TEACHER), TEACHER[0])]
+    else:
+        from ld3.comfy import samplers
+
+        schedules = samplers.standard_schedules(demo_model(), SAMPLER, STEPS, 1.0)
+        plans = [(sigmas, SAMPLER) for sigmas in schedules.values() if len(sigmas) <= STEPS + 1]
+    sets = [samples(sigmas, cfg, sampler) for sigmas, sampler in plans]
+    return Measured(
+        min(error(part, cfg) for part in sets),
+        heldout_lpips=min(lpips_of(part, cfg) for part in sets) if lpips else None,
+    )
+
+
+def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measured:
+    """What LD3 Train Schedule learns by Gauss-Newton from few noises.
+
+    Args:
+        distance: a latent distance, or `LPIPS`.
+        lpips: whether to measure it too.
+    """
+    from demo import model as demo
+    from ld3.comfy import folders, training
+    from ld3.comfy.request import TrainingRequest
+
+    folders.register()
+    shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every row counts its teacher
+    vae = None
+    if distance == LPIPS:
+        caption_network.install(folders.lpips_folder())
+        distance, vae = f"lpips-{caption_network.NET}", demo.load_demo_vae()
+    request = TrainingRequest(
+        sampler_name=SAMPLER,
+        steps=STEPS,
+        cfg=cfg,
+        denoise=1.0,
+        seed=0,
+        teacher_sampler=TEACHER[0],
+        teacher_scheduler=TEACHER[1],
+        teacher_steps=teacher_steps,
+        distance=distance,
+        iterations=ours.ITERATIONS,
+        training_noises=16,
+        heldout_noises=UNUSED,
+        batch_size=16,
+    )
+    result = training.train_schedule(
+        demo_model(), *prompts(), demo.empty_latent(), request, "ablation", retrain=True, vae=vae
+    )
+    latents = samples(result.schedule.sigmas.float(), cfg, SAMPLER)
+    report = result.report
+    return Measured(
+        error(latents, cfg),
+        report["training_calls"],
+        report["teacher_calls"] - UNUSED * teacher_steps,
+        lpips_of(latents, cfg) if lpips else None,
+    )
+
+
+@functools.cache
+def demo_model() -> Any:
+    """The demo MODEL."""
+    from demo import model as demo
+
+    return demo.load_demo_model()
+
+
+@functools.cache
+def prompts() -> tuple[Any, Any]:
+    """Positive and negative CONDITIONING."""
+    from demo import model as demo
+
+    positive, negative = (demo.encode_prompt(text)[0] for text in (PROMPT, ""))
+    return positive, negative
+
+
+def standard(sampler: str, scheduler: str, steps: int) -> Tensor:
+    """A standard schedule."""
+    from ld3.comfy import samplers
+
+    return samplers.scheduler_sigmas(demo_model(), sampler, scheduler, steps, 1.0)
+
+
+@functools.cache
+def reference(cfg: float) -> Tensor:
+    """The samples that every row is compared with."""
+    return samples(standard(*REFERENCE), cfg, REFERENCE[0])
+
+
+def samples(sigmas: Tensor, cfg: float, sampler: str) -> Tensor:
+    """Core's own sampling of the held-out noises."""
+    import comfy.sample
+
+    from demo import model as demo
+    from ld3.comfy import samplers
+    from ld3.comfy.latents import training_noises
+
+    noise, latent = training_noises(demo.empty_latent(1)["samples"], FIRST_SEED, NOISES)
+    core = samplers.sampler_object(sampler)
+    return comfy.sample.sample_custom(
+        demo_model(), noise, cfg, core, sigmas, *prompts(), latent, disable_pbar=True
+    )
+
+
+def error(latents: Tensor, cfg: float) -> float:
+    """Mean RMSE to the reference."""
+    from ld3.metrics import rmse
+
+    return float(rmse(latents - reference(cfg)).mean())
+
+
+def lpips_of(latents: Tensor, cfg: float) -> float:
+    """Mean LPIPS to the reference, of the images from VAE Decode."""
+    from demo import model as demo
+
+    vae, features = demo.load_demo_vae(), caption_network.features()
+    with torch.no_grad():
+        learned, target = (
+            features(vae.decode(part).movedim(-1, 1)) for part in (latents, reference(cfg))
+        )
+    return float((learned - target).pow(2).sum(1).mean())

@@ -1,0 +1,172 @@
+"""The effect of each choice of the method: one is changed at a time, the others keep the default.
+
+- soft radius: soft teacher forcing by gradient, r in percent of sqrt(d), the length of a typical
+  start noise; "paper" is the published default 0.001 d / NFE^2, 0 is hard.
+- distance: latent distances, with Gauss-Newton; on the demo model also LPIPS, with a network
+  trained here on its data (`measures.caption_network`), not with LPIPS' own.
+- extras: both optimisers, with and without decoupled times.
+- noises: number of Gauss-Newton's training noises (there are as many validation noises, at least
+  16); "+d" with decoupled times, "+s" with the full solver.
+- states: matched to the teacher trajectory ("held", the default) or unconstrained ("free"); "+d",
+  "+s" as above.
+- teacher steps: dpmpp_2m karras teachers of n+1, 2n, 4n and 10n steps for a student of n.
+- yardstick: the best of ComfyUI's nine schedulers on the held-out noises themselves, and the
+  default teacher (dpmpp_2m, 20 karras steps).
+
+`heldout_error` is the mean RMSE to Heun with 60 karras steps at the same cfg, over noises that no
+method was trained on: 512 on digits and gmm16, whose denoisers are exact, 32 on the demo model.
+`heldout_lpips` is the mean LPIPS there, with the same network, for the rows that compare distances
+and their yardsticks, and None for others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.methods import baselines, ours
+from benchmarks.methods.trial import Trial
+from benchmarks.problems import registry
+from benchmarks.problems.live_model import TEACHER, LiveModel
+from ld3.training.gauss_newton import GaussNewtonSettings
+from ld3.training.gradient import ADAM
+
+from . import demo_cells
+from .demo_cells import LPIPS, Measured
+
+TITLE = "Ablation: held-out error to a common reference, one choice changed at a time"
+KEYS = ("ablation", "setting", "model", "sampler", "steps", "cfg", "seed")
+COLUMNS = {
+    "ablation": 13,
+    "setting": 29,
+    "model": 6,
+    "sampler": 8,
+    "steps": 5,
+    "cfg": 4,
+    "seed": 4,
+    "heldout_error": 13,
+    "heldout_lpips": 13,
+    "model_calls": 11,
+    "teacher_calls": 13,
+    "seconds": 8,
+}
+SEEDS = (0, 1, 2)
+STUDENTS = (("digits", "dpmpp_2m", 4), ("digits", "ipndm", 4), ("gmm16", "dpmpp_2m", 6))
+RADII = ("0 %", "0.1 %", "0.3 %", "1 %", "3 %", "10 %", "paper")
+DISTANCES = ("pseudo-huber", "l2", "l1")
+EXTRAS = ("gauss-newton", "gauss-newton+decoupled", "gradient", "gradient+decoupled")
+LEARNED = {"": "", "d": "decoupled", "s": "solver+mix"}  # suffix -> name in `ours.EXTRAS`
+NOISES = ("4", "8", "16", "32", "64", "128")
+STATES = ("free", "held")
+TEACHERS = ("n+1", "2n", "4n", "10n")
+CFGS, DISTANCES_CFG = (1.0, 4.0, 7.0), 1.0  # of the demo model
+YARDSTICKS = ("scheduler:best", "teacher")
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "soft radius": RADII,
+    "distance": DISTANCES,
+    "extras": EXTRAS,
+    "noises": tuple(f"{n}+{extra}".rstrip("+") for extra in LEARNED for n in NOISES),
+    "states": tuple(f"{s}+{extra}".rstrip("+") for extra in LEARNED for s in STATES),
+    "teacher steps": TEACHERS,
+}
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """Every combination measured, the demo model last."""
+    for model, sampler, steps in STUDENTS:
+        fixed = {"model": model, "sampler": sampler, "steps": steps, "cfg": 1.0}
+        for setting in YARDSTICKS:
+            yield {"ablation": "yardstick", "setting": setting, **fixed, "seed": 0}
+        for ablation, settings in ABLATIONS.items():
+            for setting in settings:
+                for seed in SEEDS:
+                    yield {"ablation": ablation, "setting": setting, **fixed, "seed": seed}
+    for cfg in CFGS:
+        sampler, steps = demo_cells.SAMPLER, demo_cells.STEPS
+        fixed = {"model": "demo", "sampler": sampler, "steps": steps, "cfg": cfg, "seed": 0}
+        for setting in YARDSTICKS:
+            yield {"ablation": "yardstick", "setting": setting, **fixed}
+        for setting in (*DISTANCES, LPIPS) if cfg == DISTANCES_CFG else ():
+            yield {"ablation": "distance", "setting": setting, **fixed}
+        for setting in TEACHERS:
+            yield {"ablation": "teacher steps", "setting": setting, **fixed}
+
+
+def row(**cell: Any) -> dict[str, Any]:
+    """Learn with one setting and measure."""
+    torch.set_num_threads(1)  # more make small tensors slower
+    started = time.monotonic()
+    if cell["model"] == "demo":
+        found = _demo(cell)
+    else:
+        problem = registry.load(cell["model"])
+
+        def task(live: LiveModel) -> Measured:
+            trial = Trial(problem, live, cell["sampler"], cell["steps"], cell["seed"])
+            return _exact(cell["ablation"], cell["setting"], trial)
+
+        found = problem.run(task)
+    return {**cell, **found._asdict(), "seconds": time.monotonic() - started}
+
+
+def _exact(ablation: str, setting: str, trial: Trial) -> Measured:
+    problem, live, steps = trial.problem, trial.live, trial.steps
+    if ablation == "yardstick":
+        best = setting == "scheduler:best"
+        plan = baselines.best_scheduler(trial)[1] if best else live.teacher
+        return Measured(problem.error(live, plan))
+    teacher = live.teacher
+    if ablation == "teacher steps":
+        teacher = live.standard(*TEACHER[:2], teacher_steps(setting, steps))
+    changes = changed_settings(ablation, setting, math.prod(problem.shape), steps)
+    result = ours.result_of(ours.learn(trial, teacher, **changes), teacher)
+    return Measured(problem.error(live, result.plan), result.model_calls, result.teacher_calls)
+
+
+def changed_settings(ablation: str, setting: str, dimension: int, steps: int) -> dict[str, Any]:
+    """The fields of `TrainingSettings` that a setting changes."""
+    if ablation == "soft radius":
+        return {"gradient": replace(ADAM, radius=radius_of(setting, dimension, steps))}
+    if ablation == "distance":
+        return {"distance": setting}
+    if ablation == "extras":
+        optimizer, _, extra = setting.partition("+")
+        gradient = replace(ADAM, radius=0.0) if optimizer == "gradient" else None
+        return {"gradient": gradient, "decoupled": bool(extra)}
+    if ablation == "noises":
+        count, _, extra = setting.partition("+")
+        # at least 16 validate, as in the node
+        noises = {"training_noises": int(count), "validation_noises": max(16, int(count))}
+        return noises | ours.EXTRAS[LEARNED[extra]]
+    if ablation == "states":
+        states, _, extra = setting.partition("+")
+        free = {"gauss_newton": GaussNewtonSettings(held=0.0)} if states == "free" else {}
+        return free | ours.EXTRAS[LEARNED[extra]]
+    return {}
+
+
+def radius_of(setting: str, dimension: int, calls: int) -> float:
+    """r for a setting of "soft radius"."""
+    if setting == "paper":
+        return 0.001 * dimension / calls**2
+    return float(setting.removesuffix(" %")) / 100 * math.sqrt(dimension)
+
+
+def teacher_steps(setting: str, steps: int) -> int:
+    """The teacher's number of steps for a setting of "teacher steps"."""
+    return steps + 1 if setting == "n+1" else int(setting.removesuffix("n")) * steps
+
+
+def _demo(cell: dict[str, Any]) -> Measured:
+    ablation, setting, cfg = cell["ablation"], cell["setting"], cell["cfg"]
+    lpips = cfg == DISTANCES_CFG and ablation in ("yardstick", "distance")
+    if ablation == "yardstick":
+        return demo_cells.yardstick(setting, cfg, lpips)
+    if ablation == "distance":
+        return demo_cells.learn(cfg, TEACHER[2], setting, lpips)
+    return demo_cells.learn(cfg, teacher_steps(setting, cell["steps"]), "pseudo-huber", lpips)

@@ -1,0 +1,126 @@
+"""Learned schedules against published ways to choose steps, at counted model calls.
+
+Three models: digits and gmm16, whose denoisers are exact, and the demo model (cfg 1). A row is one
+method for one (model, sampler, steps) with one seed of three, which determines its training noises
+(on the demo model, the most expensive methods have one seed):
+
+- `scheduler:<name>`: ComfyUI's nine; `scheduler:karras` is the default. `ays`, `gits`: the tables
+  in core, on the demo model only, since they start at Stable Diffusion's sigma of 14.6.
+- `dmn`, `gits-dp`: `methods.baselines`; `ld3-official`: `methods.official`.
+- `gradient`, `gauss-newton`, each also `+decoupled`, and `gauss-newton+solver+mix`, the node's full
+  solver: this pack, 32 training and 32 validation noises.
+- `teacher`: dpmpp_2m with 20 karras steps, from which all methods learn.
+
+`heldout_error` is the mean RMSE over noises that no method was trained on (512; demo 64) to one
+reference, Heun with 60 karras steps. `frechet` compares `frechet_samples` samples with the data:
+raw pixels and the exact moments on digits and gmm16; on the demo model, whose samples are
+expensive, 64 principal components of 512 samples, and only for seed 0. `model_calls` are the
+network evaluations that learning needed, one per call and sample in the batch: a backward pass
+counts as two, a recomputed forward pass as one; screening and validation are included.
+`teacher_calls` are the teacher's. `sample_calls` is then the cost of one sample.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.methods import dispatch
+from benchmarks.methods.trial import Result, Trial
+from benchmarks.problems import registry
+from benchmarks.problems.live_model import LiveModel
+
+TITLE = "Learning: error to a common reference and Frechet distance to the data, at counted calls"
+KEYS = ("model", "sampler", "steps", "method", "seed")
+COLUMNS = {
+    "model": 6,
+    "sampler": 9,
+    "steps": 5,
+    "method": 26,
+    "seed": 4,
+    "heldout_error": 13,
+    "frechet": 9,
+    "frechet_samples": 15,
+    "model_calls": 11,
+    "teacher_calls": 13,
+    "sample_calls": 12,
+    "seconds": 8,
+}
+SCHEDULERS = (
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
+    "linear_quadratic", "kl_optimal",
+)  # fmt: skip
+OURS = (
+    "gradient", "gradient+decoupled", "gauss-newton", "gauss-newton+decoupled",
+    "gauss-newton+solver+mix",
+)  # fmt: skip
+SAMPLERS = {
+    "digits": ("dpmpp_2m", "ipndm", "euler", "uni_pc"),
+    "gmm16": ("dpmpp_2m", "ipndm", "euler", "uni_pc"),
+    "demo": ("dpmpp_2m", "ipndm"),
+}
+STEPS = {"digits": (4, 6, 8), "gmm16": (4, 6, 8), "demo": (4, 6)}
+SEEDS = (0, 1, 2)
+DEMO_ONCE = ("ld3-official", "gradient", "gradient+decoupled", "gauss-newton+solver+mix")
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """Every row, model by model."""
+    for model, samplers in SAMPLERS.items():
+        for sampler in samplers:
+            for steps in STEPS[model]:
+                for method, seed in _methods(model):
+                    yield {
+                        "model": model,
+                        "sampler": sampler,
+                        "steps": steps,
+                        "method": method,
+                        "seed": seed,
+                    }
+
+
+def _methods(model: str) -> Iterator[tuple[str, int]]:
+    yield "teacher", 0
+    for name in SCHEDULERS:
+        yield f"scheduler:{name}", 0
+    yield from [("ays", 0), ("gits", 0)] if model == "demo" else []
+    yield "dmn", 0
+    for method in ("gits-dp", "ld3-official", *OURS):
+        once = model == "demo" and method in DEMO_ONCE
+        for seed in SEEDS[:1] if once else SEEDS:
+            yield method, seed
+
+
+def row(model: str, sampler: str, steps: int, method: str, seed: int) -> dict[str, Any]:
+    """Find one schedule and measure it."""
+    torch.set_num_threads(1)  # more make small tensors slower
+    problem, started = registry.load(model), time.monotonic()
+
+    def task(live: LiveModel) -> tuple[Result, float]:
+        result = dispatch.run(method, Trial(problem, live, sampler, steps, seed))
+        return result, problem.error(live, result.plan)
+
+    result, error = problem.run(task)
+    if method == "teacher":  # the same in every cell
+        distance, samples = problem.cached("teacher", lambda: problem.frechet(result.plan, seed))
+    else:
+        distance, samples = problem.frechet(result.plan, seed)
+    return {
+        "model": model,
+        "sampler": sampler,
+        "steps": steps,
+        "method": method,
+        "seed": seed,
+        "heldout_error": error,
+        "frechet": distance,
+        "frechet_samples": samples,
+        "model_calls": result.model_calls,
+        "teacher_calls": result.teacher_calls,
+        "sample_calls": result.plan.table.model_calls,
+        "sigmas": result.plan.sigmas.tolist(),
+        "eval_sigmas": result.plan.table.eval_sigmas.tolist(),
+        "seconds": time.monotonic() - started,
+    }
