@@ -11,10 +11,8 @@ import scipy.linalg
 import scipy.optimize
 import torch
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
 from torch import Tensor
 
-from benchmarks.measures import sample_quality
 from benchmarks.measures.sample_quality import (
     Projection,
     digits_classifier,
@@ -113,12 +111,15 @@ def test_frechet_distance_bounds_the_transport_of_sets_from_below() -> None:
 # Principal components
 
 
-def test_a_projection_is_scikit_learns_up_to_signs() -> None:
-    data = normal(60, 10) @ covariance(10, 10, 1)
-    project, reference = Projection(data, 4), PCA(4, svd_solver="full").fit(data.numpy())
-    expected = torch.from_numpy(reference.transform(data.numpy()))
-    torch.testing.assert_close(project(data).abs(), expected.abs())
-    assert project.explained == pytest.approx(reference.explained_variance_ratio_.sum())
+def test_a_projection_is_the_singular_value_decomposition_up_to_signs() -> None:
+    data, other = normal(60, 10) @ covariance(10, 10, 1), normal(20, 10, seed=2)
+    project = Projection(data, 4)
+    _, values, directions = torch.linalg.svd(data - data.mean(0), full_matrices=False)
+    for samples in (data, other):
+        expected = (samples - data.mean(0)) @ directions[:4].T
+        torch.testing.assert_close(project(samples).abs(), expected.abs())
+    share = values[:4].square().sum() / values.square().sum()
+    assert project.explained == pytest.approx(float(share))
 
 
 def test_components_of_the_data_are_uncorrelated_and_descend() -> None:
@@ -230,11 +231,16 @@ def test_coverage_of_the_same_distribution_has_its_closed_form(k: int, count: in
     assert found == pytest.approx(1 - missed, abs=0.06)
 
 
-def test_chunks_of_a_distance_matrix_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = normal(100, 4), 1.3 * normal(80, 4, seed=1) + 0.5
-    whole = precision_recall_coverage(a, b)
-    monkeypatch.setattr(sample_quality, "ROWS", 7)
-    assert precision_recall_coverage(a, b) == whole
+@pytest.mark.parametrize("k", [1, 5])
+def test_precision_recall_and_coverage_are_their_definitions(k: int) -> None:
+    real, fake = normal(100, 4), 1.3 * normal(80, 4, seed=1) + 0.5
+    radius_real, radius_fake = (torch.cdist(x, x).sort().values[:, k] for x in (real, fake))
+    distance = torch.cdist(real, fake)
+    assert precision_recall_coverage(real, fake, k) == {
+        "precision": float((distance <= radius_real[:, None]).any(0).double().mean()),
+        "recall": float((distance <= radius_fake).any(1).double().mean()),
+        "coverage": float((distance.amin(1) <= radius_real).double().mean()),
+    }
 
 
 def test_too_many_neighbours_are_refused() -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from sklearn.decomposition import PCA
+from sklearn.metrics import DistanceMetric
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ld3.metrics import spread
-
-ROWS = 512  # of a distance matrix computed at once
 
 
 def measures(
@@ -54,8 +55,6 @@ class Projection:
         components: their number, at most the smaller of n - 1 and d.
 
     Attributes:
-        mean: (d,) float64.
-        directions: (components, d) float64, orthonormal, most variance first.
         explained: their share of the data's variance, 0 to 1.
     """
 
@@ -66,15 +65,13 @@ class Projection:
             raise ValueError(
                 f"{components} components of data of shape {tuple(data.shape)}; choose 1 to {most}"
             )
-        self.mean = data.mean(0)
-        _, values, directions = torch.linalg.svd(data - self.mean, full_matrices=False)
-        self.directions = directions[:components]
-        self.explained = float((values[:components] ** 2).sum() / (values**2).sum())
+        self._pca = PCA(components, svd_solver="full").fit(data.cpu().numpy())
+        self.explained = float(self._pca.explained_variance_ratio_.sum())
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Coordinates along the components: (n, d) -> (n, components) float64."""
         (samples,) = _features(samples)
-        return (samples - self.mean.to(samples)) @ self.directions.to(samples).T
+        return torch.from_numpy(self._pca.transform(samples.cpu().numpy())).to(samples.device)
 
 
 def frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
@@ -157,18 +154,17 @@ def precision_recall_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[st
             f"k = {k} for sets of {len(real)} and {len(fake)} samples; choose at least 1 and "
             "fewer than either set has"
         )
-    reach_real, reach_fake = _reach(real, k), _reach(fake, k)
-    precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
-    recalled = covered = 0
-    for rows, reach in zip(real.split(ROWS), reach_real.split(ROWS), strict=True):
-        distance = _distances(rows, fake)
-        precise |= (distance <= reach.unsqueeze(1)).any(0)
-        recalled += int((distance <= reach_fake).any(1).sum())
-        covered += int((distance.amin(1) <= reach).sum())
+    points = real.cpu().numpy(), fake.cpu().numpy()
+    # Both compute distances by differences: by a matrix product, equal points have a distance.
+    distance = DistanceMetric.get_metric("euclidean").pairwise(*points)
+    radius_real, radius_fake = (
+        NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(x).kneighbors()[0][:, -1]
+        for x in points
+    )
     return {
-        "precision": int(precise.sum()) / len(fake),
-        "recall": recalled / len(real),
-        "coverage": covered / len(real),
+        "precision": float((distance <= radius_real[:, None]).any(0).mean()),
+        "recall": float((distance <= radius_fake).any(1).mean()),
+        "coverage": float((distance.min(1) <= radius_real).mean()),
     }
 
 
@@ -243,14 +239,3 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
     # Rounding may turn an eigenvalue of 0 into a negative one, or into one with a large root.
     rounding = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     return vectors * values.where(values > rounding, 0).sqrt() @ vectors.T
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    # by differences, since a matrix product leaves equal points a distance apart
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _reach(points: Tensor, k: int) -> Tensor:
-    """Distance of each point to its k-th nearest other one: (n, d) -> (n,)."""
-    nearest = (_distances(rows, points).kthvalue(k + 1, dim=1) for rows in points.split(ROWS))
-    return torch.cat([found.values for found in nearest])
