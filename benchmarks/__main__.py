@@ -30,10 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__.splitlines()[0])
     listed = ", ".join(names())
     parser.add_argument("name", metavar="NAME", help=f"which benchmark: {listed}")
-    parser.add_argument("--comfyui", type=Path, required=True, help="ComfyUI's source folder")
-    parser.add_argument("--json", type=Path, required=True, help="file of rows, new or to continue")
-    parser.add_argument("--only", default="", help="run only cells whose key contains this text")
-    parser.add_argument("--plot", type=Path, help="also save the benchmark's figure in this file")
+    parser.add_argument(
+        "--comfyui", metavar="DIR", type=Path, required=True, help="ComfyUI's source folder"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, required=True, help="file of rows, new or to continue"
+    )
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="run only cells whose key contains this text"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=Path, help="also save the benchmark's figure in this file"
+    )
     arguments = parser.parse_args()
     if arguments.name not in names():
         parser.error(f"no benchmark is called {arguments.name!r}; choose one of {listed}")

@@ -187,9 +187,9 @@ def _descend(network: torch.nn.Module, data: Data, seed: int, steps: int) -> Non
     for _ in range(steps):
         batch = data.at(torch.randint(len(data.labels), (BATCH,), generator=generator))
         scores = word_scores(network, augmented(batch, generator))
-        wanted = batch.labels / batch.labels.sum(1, keepdim=True)
+        targets = batch.labels / batch.labels.sum(1, keepdim=True)
         optimizer.zero_grad()
-        functional.cross_entropy(scores, wanted).backward()
+        functional.cross_entropy(scores, targets).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         rate.step()

@@ -138,10 +138,10 @@ def solve(function: Map, target: Tensor, start: Tensor) -> Tensor:
     with torch.no_grad():
         first = function(z)
     for stage in range(1, STAGES + 1):
-        wanted = torch.lerp(first, target, stage / STAGES)
+        waypoint = torch.lerp(first, target, stage / STAGES)
         for _ in range(ITERATIONS):
             result, jacobian = with_jacobian(function, z)
-            residual = result - wanted
+            residual = result - waypoint
             if float(residual.abs().max()) < TOLERANCE:
                 break
             step = torch.linalg.solve(jacobian, residual.unsqueeze(2)).squeeze(2)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 class PeakBytes(TorchDispatchMode):
     """Counts the bytes of tensors created inside this context, until they are freed.
 
-    The same in every run, since it does not depend on the allocator. What a kernel allocates
+    Equal in every run, since it does not depend on the allocator. What a kernel allocates
     internally is not counted.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Run the method that a name stands for."""
+"""Run a method by its name."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def plan_of(learned: Learned) -> Plan:
 
 
 def result_of(learned: Learned, teacher: Plan) -> Result:
-    """A run's plan and calls, without its test noises, which serve its report only."""
+    """A run's plan and calls, without its test noises, which only its report uses."""
     check_sigmas(learned.sigmas)
     report = learned.report
     unused = TEST_NOISES * teacher.table.model_calls
@@ -102,7 +102,7 @@ def descend(trial: Trial, method: str, radius: float | None) -> list[Point]:
     """One descent of the steps on 32 noises, without any selection.
 
     It starts from levels evenly spaced in log sigma down to 0.1. (From karras, whose last level is
-    sigma_min, the gradient's softmax can hardly raise that level: the share of its gap is 0.)
+    sigma_min, the gradient's softmax can barely raise that level: the share of its gap is 0.)
 
     Args:
         method: "gauss-newton" or "gradient", which receive new batches as in the training loop.
@@ -127,8 +127,8 @@ def descend(trial: Trial, method: str, radius: float | None) -> list[Point]:
         settings = replace(ADAM, radius=radius)
         descent = GradientDescent(student, theta, pairs, settings, updates_of(method)[-1])
     model.calls, points, done = 0, [], 0
-    for wanted in updates_of(method):
-        while done < wanted:
+    for update in updates_of(method):
+        while done < update:
             if isinstance(descent, GaussNewton):
                 chosen = torch.randperm(NOISES, generator=order)[: descent.settings.noises]
                 descent.step(pairs[chosen], distance, BATCH)

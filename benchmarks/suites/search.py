@@ -18,7 +18,7 @@ summary = demo.summary
 
 
 def cells() -> Iterator[dict[str, Any]]:
-    """The cells of `demo` in which the default training gains least."""
+    """The cells of `demo` in which the default training improves least."""
     for sampler, steps, cfg in (
         ("euler", 4, 1.0),
         ("euler", 6, 1.0),

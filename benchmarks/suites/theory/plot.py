@@ -29,9 +29,9 @@ def plot(rows: Rows) -> Figure:
     return figure
 
 
-def chosen(rows: Rows, **wanted: Any) -> Rows:
+def chosen(rows: Rows, **values: Any) -> Rows:
     """The rows with these values."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
 def by(rows: Rows, name: str) -> dict[Any, tuple[float, float, float]]:
