@@ -60,7 +60,9 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run one benchmark: nox -s bench -- NAME --json FILE."""
     comfyui, environment, arguments = comfyui_session(session)
-    run(session, environment, "benchmarks", "--comfyui", str(comfyui), *arguments)
+    # On a busy machine, threads that wait actively make small networks several times slower.
+    arguments = ["--comfyui", str(comfyui), *arguments]
+    run(session, environment, "benchmarks", *arguments, OMP_WAIT_POLICY="PASSIVE")
 
 
 @nox.session(venv_backend="none")

@@ -1,7 +1,5 @@
-"""Learn few-step sampling schedules for any diffusion model. Pure torch: nothing here imports
-comfy.
+"""Learn few-step sampling schedules for any diffusion model. Only `ld3.comfy` imports ComfyUI.
 
-The way through: `solver` reads a sampler as a triangular matrix, `rollout` runs it with a denoiser,
-`teacher` makes many-step targets, `training` learns the noise levels, `schedule` saves them.
-`ld3.comfy` alone connects all this to ComfyUI.
+`tracing` reads a sampler as a triangular matrix (`table`), `teacher` makes many-step samples,
+`training` learns, `schedule` saves. See docs/architecture.md.
 """

@@ -2,8 +2,8 @@
 
 Gauss-Newton minimises sum w |residual|^2 with weights that make its minimum that of the distance
 (Holland & Welsch 1977). So a distance is three functions: features whose difference is the
-residual (latents themselves, pixels, or what a network sees in them), its value a sample, and those
-weights.
+residual (latents themselves, pixels, or a network's features of them), its value per sample, and
+those weights.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ def rmse(residual: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance a sample.
+    """A distance of samples to their targets.
 
     Attributes:
         name: one of `DISTANCES`.
         scale: the residual (RMSE) from which pseudo-Huber turns from square to linear, so that a
-            few samples that fall into another mode do not rule the rest; L1 is smoothed over 1 %
-            of it.
-        image_features: latents (1, *latent) -> (1, features) of the image they stand for; for
+            few samples that fall into another mode do not dominate; L1 is smoothed over 1 % of it.
+        image_features: latents (1, *latent) -> (1, features) of the decoded image; for
             `IMAGE_DISTANCES` only. One image at a time: features of a network are large.
     """
 
@@ -50,25 +49,28 @@ class Distance:
             raise ValueError(f"image features are needed by {', '.join(IMAGE_DISTANCES)} only")
 
     def parts(self, batch: int) -> list[slice]:
-        """How to go through a batch: at once, or image by image."""
+        """How a batch is divided: all at once, or image by image."""
         if self.image_features is None:
             return [slice(0, batch)]
         return [slice(i, i + 1) for i in range(batch)]
 
     def features(self, samples: Tensor) -> Tensor:
-        """What is compared, of samples (batch, *latent)."""
+        """What is compared of samples (batch, *latent)."""
         return samples if self.image_features is None else self.image_features(samples)
 
-    def between(self, samples: Tensor, targets: Tensor) -> Tensor:
-        """Distance of each sample (batch, *latent) to its target: (batch,)."""
+    def between(
+        self, samples: Tensor, targets: Tensor, measure: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Distance, or another measure of the residual, of each sample to its target: (batch,)."""
+        measure = measure or self.value
         values = [
-            self.value(self.features(samples[part]) - self.features(targets[part]))
+            measure(self.features(samples[part]) - self.features(targets[part]))
             for part in self.parts(len(samples))
         ]
         return torch.cat(values)
 
     def value(self, residual: Tensor) -> Tensor:
-        """Distance of each sample by its residual, (batch, *features) -> (batch,)."""
+        """Distance of each sample from its residual, (batch, *features) -> (batch,)."""
         r = residual.flatten(1).float()
         if self._kind == "l1":
             return r.abs().mean(1)
@@ -76,7 +78,7 @@ class Distance:
         if self._kind == "l2":
             return square
         if self._kind == "lpips":
-            return square * r.shape[1]  # its layers' means are in the features already
+            return square * r.shape[1]  # the features contain the layers' means already
         # sqrt(square + scale^2) - scale without its cancellation where square is small
         return square / ((square + self.scale**2).sqrt() + self.scale)
 
@@ -97,8 +99,8 @@ class Distance:
 def spread(samples: Tensor) -> float:
     """Mean Euclidean distance between two different samples of a set: (n, *latent) -> float.
 
-    A student whose samples spread less than its teacher's lets modes collapse, or blurs. NaN for
-    fewer than two samples.
+    A student whose samples spread less than its teacher's collapses modes, or blurs. NaN for fewer
+    than two samples.
     """
     # on the CPU, since not every device computes pairwise distances
     return float(torch.pdist(samples.detach().flatten(1).float().cpu()).mean())

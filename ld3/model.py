@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .parameters import Coordinate
+from .table import Discretization, rollout
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoise(x, sigma) -> x0`: x (batch, *latent), sigma (batch,), guidance applied."""
@@ -28,11 +29,12 @@ class Model:
         coordinate: in which coordinate noise levels are learned (`LOG_SIGMA` or `LOGIT_SIGMA`).
         sigma_min, sigma_max: the range of noise levels the network knows.
         scale_noise: (noise, latent, sigma_0) -> start state, each (batch, *latent).
-        begin_rollout: told the full sigmas of every rollout before its first call.
-        device: where states live while the denoiser runs.
+        begin_rollout: receives the full sigmas of every rollout before its first call.
+        device: where states are while the denoiser runs.
+        batch_size: samples per network call.
         time_neighbours: sigma -> a noise level below and one above, between which the derivative in
-            time is taken as a secant; None where the network's own derivative serves.
-        calls: network evaluations of one sample so far (guidance is not counted twice).
+            time is taken as a secant; None where the network's own derivative is right.
+        calls: network evaluations so far, counted per sample (guidance is not counted twice).
     """
 
     denoise: Denoiser
@@ -42,9 +44,22 @@ class Model:
     scale_noise: Callable[[Tensor, Tensor, float], Tensor] = scale_by_sigma
     begin_rollout: Callable[[Tensor], None] = lambda sigmas: None
     device: torch.device | str = "cpu"
+    batch_size: int = 4
     time_neighbours: Callable[[float], tuple[float, float]] | None = None
     calls: int = field(default=0, init=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.calls += x.shape[0]
         return self.denoise(x, sigma)
+
+    def sample(
+        self, solver: Discretization, noise: Tensor, latent: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Sample one batch on `device`: noise and latent (batch, *latent).
+
+        Returns:
+            The result and the history of the rollout, see `ld3.table.rollout`.
+        """
+        self.begin_rollout(solver.sigmas)
+        x_init = self.scale_noise(noise, latent, float(solver.sigmas[0]))
+        return rollout(solver.table, self, [x_init])

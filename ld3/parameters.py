@@ -1,9 +1,9 @@
 """Unconstrained vector <-> strictly decreasing noise levels.
 
 Schedules are learned in u = log(sigma) (eps, v and EDM models) or u = logit(sigma) (flow models),
-where the error of a sampler varies at an even pace. The first and the last level are fixed, u holds
-the ones between. All arithmetic is float64; `StepParameters.sigmas` rounds once to the float32 that
-ComfyUI samples with.
+in which a sampler's error varies uniformly. The first and the last level are fixed, u holds the
+levels between them. All arithmetic is float64; `StepParameters.sigmas` rounds once to the float32
+that ComfyUI samples with.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KEPT_GAP = 0.3  # share of a gap that one update must leave
-MIN_GAP = 0.02  # in u: closer levels would spend a model call on no progress
+KEPT_GAP = 0.3  # share of a gap that one step must leave
+MIN_GAP = 0.02  # in u: closer levels would spend a model call without progress
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Coordinate:
         """a in a state's a x0 + sigma noise: 1, or 1 - sigma for flow models."""
         return 1.0 if self.name == "log" else 1.0 - sigma
 
-    def moved(self, sigma: Tensor, offset: Tensor) -> Tensor:
-        """Noise levels `offset` away in the coordinate: exact where it is 0, 1 stays 1 in logit."""
+    def shifted(self, sigma: Tensor, offset: Tensor) -> Tensor:
+        """Noise levels `offset` away in the coordinate; exact at 0, and 1 stays 1 in logit."""
         factor = offset.exp()
         return sigma * factor if self.name == "log" else sigma * factor / (1 + sigma * (factor - 1))
 
@@ -57,7 +57,8 @@ class StepParameters:
         coordinate: the coordinate u of the levels.
         start: first noise level, fixed.
         sigma_min: lowest level a free sigma may take.
-        end: last level, fixed; 0 for a full sampling, above 0 for the first part of a split one.
+        end: last level, fixed; 0 for a complete sampling, above 0 for its first part if it is
+            split.
     """
 
     coordinate: Coordinate
@@ -75,8 +76,12 @@ class StepParameters:
         return torch.cat([ends[:1], self.coordinate.to_sigma(u), ends[1:]])
 
     def from_sigmas(self, sigmas: Tensor) -> Tensor:
-        """Free coordinates (N-1,) of a schedule (N+1,), moved apart where levels coincide."""
+        """Free coordinates (N-1,) of a schedule (N+1,), separated where levels coincide."""
         return self.separated(self.coordinate.from_sigma(sigmas[1:-1].clamp_min(self.floor)))
+
+    def even(self, steps: int) -> Tensor:
+        """Evenly spaced free coordinates (N-1,)."""
+        return self.separated(torch.linspace(*self.bounds(), steps + 1, dtype=torch.float64)[1:-1])
 
     @property
     def floor(self) -> float:
@@ -94,35 +99,35 @@ class StepParameters:
         upper, lower = self.bounds()
         return lower + MIN_GAP * max(steps - 2, 0) <= upper
 
-    def moved(self, u: Tensor, step: Tensor) -> Tensor:
-        """u + step, cut back so that every gap keeps 30 % of its size, but at least the least gap.
+    def stepped(self, u: Tensor, step: Tensor) -> Tensor:
+        """u + step, limited so that every gap keeps 30 % of its size and at least the minimum gap.
 
-        Gaps lie between levels, up to the start, and down to an end above 0; u must be separated.
+        Gaps are those between levels, to the start, and to an end above 0; u must be separated.
         """
         upper, lower = self.bounds()
         above = torch.cat([u.new_tensor([upper + MIN_GAP]), u[:-1]])
         kept = [max(KEPT_GAP * gap, MIN_GAP) for gap in (above - u).tolist()]
-        moved = (u + step).tolist()
+        stepped = (u + step).tolist()
         limit = upper + MIN_GAP
-        for k in range(len(moved)):
-            limit = moved[k] = min(moved[k], limit - kept[k])
+        for k in range(len(stepped)):
+            limit = stepped[k] = min(stepped[k], limit - kept[k])
         limit = lower
         if self.end > 0:
             limit += max(KEPT_GAP * (float(u[-1]) - lower + MIN_GAP) - MIN_GAP, 0.0)
-        for k in range(len(moved) - 1, -1, -1):
-            moved[k] = max(moved[k], limit)
-            limit = moved[k] + kept[k]
-        return u.new_tensor(moved)
+        for k in range(len(stepped) - 1, -1, -1):
+            stepped[k] = max(stepped[k], limit)
+            limit = stepped[k] + kept[k]
+        return u.new_tensor(stepped)
 
-    def probe_step(self, u: Tensor, k: int, h: float) -> float:
-        """A signed difference step for level k of about h that stays well inside its gaps."""
+    def perturbation(self, u: Tensor, k: int, h: float) -> float:
+        """A signed difference of about h for level k that stays well inside its gaps."""
         upper, lower = self.bounds()
         above = (float(u[k - 1]) if k else upper + MIN_GAP) - float(u[k])
         below = float(u[k]) - (float(u[k + 1]) if k + 1 < len(u) else lower)
         return min(h, 0.5 * above) if above >= below else -min(h, 0.5 * below)
 
     def separated(self, u: Tensor) -> Tensor:
-        """The vector u (N-1,), descending, moved into the bounds and at least `MIN_GAP` apart."""
+        """The descending vector u (N-1,), moved into the bounds and at least `MIN_GAP` apart."""
         upper, lower = self.bounds()
         u = u.double().clone()
         for k in range(len(u)):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .training.report import Report, best_baseline
+
 LEARNED, TRAINED, OTHERS, BEST = "#d1495b", "#eeb9c0", "#c9ced6", "#30638e"
+MORE_CALLS = "#eef0f3"
 
 
-def report_picture(report: dict[str, Any], title: str) -> np.ndarray:
+def report_picture(report: Report, title: str) -> np.ndarray:
     """Schedules, validation error by model calls, and errors compared, as (H, W, 3) uint8.
 
     Args:
-        report: `Report.as_dict()`, finished or still growing.
+        report: finished, or what is known so far.
         title: one line above.
     """
     figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
@@ -27,93 +28,57 @@ def report_picture(report: dict[str, Any], title: str) -> np.ndarray:
     return _pixels(figure)
 
 
-def _draw_schedules(axes, report: dict[str, Any]) -> None:
-    drawn = []
-    for i, baseline in enumerate(report["baselines"].values()):
-        axes.plot(
-            baseline["sigmas"],
-            color=OTHERS,
-            lw=1,
-            zorder=1,
-            label=None if i else "standard schedulers",
-        )
-        drawn += baseline["sigmas"]
-    best = _best_baseline(report)
+def _draw_schedules(axes, report: Report) -> None:
+    drawn = list(report.sigmas)
+    for i, baseline in enumerate(report.baselines.values()):
+        label = None if i else "standard schedules"
+        axes.plot(baseline.sigmas, color=OTHERS, lw=1, zorder=1, label=label)
+        drawn += baseline.sigmas
+    best = report.best_baseline()
     if best:
-        axes.plot(
-            report["baselines"][best]["sigmas"],
-            color=BEST,
-            lw=1.6,
-            marker="o",
-            ms=3,
-            label=f"{best} (best)",
-        )
-    if report["sigmas"]:
-        axes.plot(
-            report["sigmas"], color=LEARNED, lw=2.5, marker="o", ms=5, label="learned", zorder=3
-        )
-    _noise_axis(axes, drawn + report["sigmas"])
+        sigmas = report.baselines[best].sigmas
+        axes.plot(sigmas, color=BEST, lw=1.6, marker="o", ms=3, label=f"{best} (best)")
+    if report.sigmas:
+        axes.plot(report.sigmas, color=LEARNED, lw=2.5, marker="o", ms=5, label="learned", zorder=3)
+    _noise_axis(axes, drawn)
     axes.set_title("noise levels", fontsize=10)
     _legend(axes)
 
 
-def _draw_history(axes, report: dict[str, Any]) -> None:
-    for start in dict.fromkeys(entry["start"] for entry in report["history"]):
-        entries = [e for e in report["history"] if e["start"] == start and e["error"] is not None]
-        axes.plot(
-            [e["calls"] for e in entries],
-            [e["error"] for e in entries],
-            marker=".",
-            label=f"from {start}",
-        )
-    best = min(
-        (b["validation_error"] for b in report["baselines"].values() if b.get("validation_error")),
-        default=None,
-    )
+def _draw_history(axes, report: Report) -> None:
+    for start in dict.fromkeys(entry.start for entry in report.history):
+        entries = [e for e in report.history if e.start == start and e.error is not None]
+        points = [e.calls for e in entries], [e.error for e in entries]
+        axes.plot(*points, marker=".", label=f"from {start}")
+    best = best_baseline(report.baselines, "validation_error")
     if best is not None:
-        axes.axhline(best, color=BEST, ls="--", lw=1, label="best standard scheduler")
-    axes.set_title("error while learning (validation noises)", fontsize=10)
+        error = report.baselines[best].validation_error
+        axes.axhline(error, color=BEST, ls="--", lw=1, label="best standard schedule")
+    axes.set_title("error during learning (validation noises)", fontsize=10)
     axes.set_xlabel("model calls")
     axes.set_ylim(bottom=0)
     _legend(axes)
 
 
-def _draw_errors(axes, report: dict[str, Any]) -> None:
-    errors = {
-        n: b["heldout_error"]
-        for n, b in report["baselines"].items()
-        if b.get("heldout_error") is not None
-    }
-    names = sorted(errors, key=lambda n: errors[n], reverse=True)
-    colours = [OTHERS if report["baselines"][n]["counted"] else "#eef0f3" for n in names]
-    labels = [n if report["baselines"][n]["counted"] else f"{n} (more calls)" for n in names]
-    values = [errors[n] for n in names]
-    learned = report["heldout_error"]
-    if learned is not None and np.isfinite(learned):
-        name = report["chosen"]  # a standard scheduler can win
-        values, colours, labels = [*values, learned], [*colours, LEARNED], [*labels, name]
-        trained = report.get("training_error")
-        if trained is not None and np.isfinite(trained):
-            values, colours = [*values, trained], [*colours, TRAINED]
-            labels = [*labels, f"{name}, training noises"]
-    axes.barh(range(len(values)), values, color=colours)
-    for i, value in enumerate(values):
+def _draw_errors(axes, report: Report) -> None:
+    bars = [  # error, label, colour
+        (b.test_error, name, OTHERS)
+        if b.comparable
+        else (b.test_error, f"{name} (more calls)", MORE_CALLS)
+        for name, b in report.baselines.items()
+        if b.test_error is not None
+    ]
+    bars.sort(key=lambda bar: -bar[0])
+    if report.test_error is not None:
+        bars.append((report.test_error, report.chosen, LEARNED))  # a standard schedule can win
+        if report.training_error is not None:
+            bars.append((report.training_error, f"{report.chosen}, training noises", TRAINED))
+    axes.barh(range(len(bars)), [bar[0] for bar in bars], color=[bar[2] for bar in bars])
+    for i, (value, _, _) in enumerate(bars):
         axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_title("error on fresh noises (RMSE to the teacher)", fontsize=10)
+    axes.set_yticks(range(len(bars)), [bar[1] for bar in bars], fontsize=8)
+    axes.set_title("error on test noises (RMSE to the teacher)", fontsize=10)
     axes.margins(x=0.15)
-
-
-def _best_baseline(report: dict[str, Any]) -> str | None:
-    for key in ("heldout_error", "validation_error"):
-        errors = {
-            n: b[key]
-            for n, b in report["baselines"].items()
-            if b["counted"] and b.get(key) is not None
-        }
-        if errors:
-            return min(errors, key=lambda n: errors[n])
-    return None
 
 
 def _legend(axes) -> None:

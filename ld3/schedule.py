@@ -1,7 +1,6 @@
-"""A learned schedule: what it is, how it is saved, and everything that is checked before it is
-used.
+"""A learned schedule: what it is, how it is saved, and what is checked before it is used.
 
-One safetensors file a schedule. Tensors (float64, `callback_calls` int64): the sigmas and the whole
+One safetensors file per schedule. Tensors (float64, `callback_calls` int64): the sigmas and the
 solver table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it
 is evaluated.
 """
@@ -23,25 +22,22 @@ import torch
 from torch import Tensor
 
 from .parameters import check_sigmas
-from .solver import SolverTable
+from .tracing import SolverTable
 
 FORMAT_VERSION = 2  # 2: extras, such as decoupled times
 EXTENSION = ".safetensors"
 INPAINT = "inpaint_options"  # of sampler_options
 TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
 JSON_TYPES: dict[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "list[int]": list,
-    "list[str]": list,
+    "str": str, "int": int, "float": (int, float), "list[int]": list, "list[str]": list,
     "dict[str, Any]": dict,
-}
-MOST_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
+}  # fmt: skip
+MOST_FILE_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
+TRY_AGAIN = "train or download it again"
 
 
 class ScheduleFileError(ValueError):
-    """The file is no schedule this version can use; the text says why and what to do."""
+    """The file is not a schedule this version can use; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,18 @@ class ScheduleInfo:
     Attributes:
         sampler: ComfyUI's name for it, or its function's where it is not listed.
         sampler_options: {"inpaint_options": {..}} of a SAMPLER that was connected, else {}.
-        steps, model_calls: N, and the network evaluations a sample costs.
+        steps, model_calls: N, and the network evaluations per sample.
         cfg, denoise: guidance scale and denoise it was learned at.
-        extras: what the table holds beyond the sampler's own, such as "decoupled times"; with any,
-            the table itself must be executed.
+        extras: what the table contains beyond the sampler's own coefficients, values of
+            `ld3.table.Extra`; with any, the table itself must be executed.
         latent_shape: one sample's latent, without the batch.
         prediction_type: "eps", "v", "edm" or "flow".
         sigma_max: the model's largest noise level.
         model_fingerprint, model_file, model_name: which model.
         teacher: {sampler, scheduler, steps}.
-        method: how it was learned; settings: with which constants.
+        method, settings: how it was learned, with which constants.
         settings_hash: identical trainings have identical hashes.
-        report: `ld3.training.report.Report.as_dict()`; of a distilled schedule what
-            `ld3.comfy.distilling` puts there.
+        report: `ld3.training.report.Report.as_json()`, or what `ld3.comfy.distilling_job` writes.
         pack_version, comfyui_version, created: provenance, created in UTC (ISO 8601).
     """
 
@@ -91,7 +86,7 @@ class ScheduleInfo:
     format_version: int = FORMAT_VERSION
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """A schedule with its sampler's table.
 
@@ -109,14 +104,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigmas)
-        if (
-            len(self.sigmas) != self.info.steps + 1
-            or self.table.model_calls != self.info.model_calls
-        ):
+        found = len(self.sigmas) - 1, self.table.model_calls
+        if found != (self.info.steps, self.info.model_calls):
             raise ValueError(
                 f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls "
-                f"cannot have {len(self.sigmas)} sigmas and a table of {self.table.model_calls} "
-                "calls"
+                f"cannot have {found[0] + 1} sigmas and a table of {found[1]} calls"
             )
 
 
@@ -138,9 +130,9 @@ def check_name(name: str) -> str:
 
 
 def save(schedule: Schedule, folder: Path, name: str) -> Path:
-    """Write a schedule; a taken name is numbered (name_2, name_3, ..), never overwritten.
+    """Write a schedule; a name in use gets a number (name_2, name_3, ..), nothing is overwritten.
 
-    The file appears whole or not at all: written beside its place, synced, then renamed.
+    The file appears complete or not at all: written under another name, synced, then renamed.
 
     Returns:
         The path written.
@@ -154,9 +146,8 @@ def save(schedule: Schedule, folder: Path, name: str) -> Path:
         "weights": table.weights.contiguous(),
         "callback_calls": table.callback_calls,
     }
-    data = safetensors.torch.save(
-        tensors, metadata={"ld3": json.dumps(_plain(asdict(schedule.info)))}
-    )
+    info = json.dumps(asdict(schedule.info), allow_nan=False)
+    data = safetensors.torch.save(tensors, metadata={"ld3": info})
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".ld3-", suffix=".tmp")
     path = None
@@ -177,36 +168,26 @@ def save(schedule: Schedule, folder: Path, name: str) -> Path:
 
 
 def load(path: Path) -> Schedule:
-    """Read and check a schedule.
-
-    Raises:
-        ScheduleFileError: missing, corrupt, foreign, inconsistent, or written by a newer version.
-    """
+    """Read and check a schedule; ScheduleFileError says what is wrong and what to do."""
     where = f"schedule file {path.name!r}"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("ld3")
             if text is None:
                 raise ScheduleFileError(
-                    f"{where} is a safetensors file but holds no LD3 schedule; choose another one"
+                    f"{where} is a safetensors file but contains no LD3 schedule; choose another"
                 )
             info = _parse_info(text, where)
             missing = [k for k in TENSORS if k not in file.keys()]
             if missing:
-                raise ScheduleFileError(
-                    f"{where} lacks {', '.join(missing)}; train or download it again"
-                )
-            if sum(math.prod(file.get_slice(k).get_shape()) for k in TENSORS) > MOST_ELEMENTS:
-                raise ScheduleFileError(
-                    f"{where} is too large for a schedule; train or download it again"
-                )
+                raise ScheduleFileError(f"{where} lacks {', '.join(missing)}; {TRY_AGAIN}")
+            if sum(math.prod(file.get_slice(k).get_shape()) for k in TENSORS) > MOST_FILE_ELEMENTS:
+                raise ScheduleFileError(f"{where} is too large for a schedule; {TRY_AGAIN}")
             tensors = {k: file.get_tensor(k) for k in TENSORS}
     except FileNotFoundError as error:
         raise ScheduleFileError(f"{where} does not exist; choose another one") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise ScheduleFileError(
-            f"{where} cannot be read ({error}); train or download it again"
-        ) from error
+        raise ScheduleFileError(f"{where} cannot be read ({error}); {TRY_AGAIN}") from error
     try:
         for k in TENSORS:
             dtype = torch.int64 if k == "callback_calls" else torch.float64
@@ -215,13 +196,11 @@ def load(path: Path) -> Schedule:
         table = SolverTable(*(tensors[k] for k in TENSORS[1:]))
         return Schedule(tensors["sigmas"].float(), table, info, path.name.removesuffix(EXTENSION))
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
-        raise ScheduleFileError(
-            f"{where} is inconsistent ({error}); train or download it again"
-        ) from error
+        raise ScheduleFileError(f"{where} is inconsistent ({error}); {TRY_AGAIN}") from error
 
 
 def read_info(path: Path) -> ScheduleInfo | None:
-    """The provenance in a file, or None if it is no usable schedule; reads no tensor."""
+    """The provenance in a file, or None if it is not a usable schedule; reads no tensor."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("ld3")
@@ -235,7 +214,7 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
         raw = json.loads(text)
         version = raw["format_version"]
         if not isinstance(version, int):
-            raise TypeError("format_version is no number")
+            raise TypeError("format_version is not a number")
         if version > FORMAT_VERSION:
             raise ScheduleFileError(
                 f"{where} was written by a newer version of LD3 (format {version}, this one reads "
@@ -256,13 +235,11 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
     except ScheduleFileError:
         raise
     except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
-        raise ScheduleFileError(
-            f"{where} has damaged metadata ({error}); train or download it again"
-        ) from error
+        raise ScheduleFileError(f"{where} has damaged metadata ({error}); {TRY_AGAIN}") from error
 
 
 def _reserved(folder: Path, name: str) -> Path:
-    """The first free path of name, name_2, ..; created empty, so that nobody else takes it."""
+    """The first free path of name, name_2, ..; created empty, to reserve it."""
     number = 1
     while True:
         path = folder / f"{name}{'' if number == 1 else f'_{number}'}{EXTENSION}"
@@ -273,20 +250,8 @@ def _reserved(folder: Path, name: str) -> Path:
             number += 1
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinity or NaN: such numbers become None."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def resampled(sigmas: Tensor, steps: int) -> Tensor:
-    """The schedule stretched to another number of steps: log-linear between its levels, as core's
-    AYS node does.
+    """The schedule stretched to another number of steps: log-linear, as core's AYS node.
 
     Args:
         sigmas: (N+1,), last 0 or above.

@@ -1,12 +1,12 @@
-"""Start noises and the many-step results a student is to reproduce."""
+"""Start noises and the many-step samples a student must reproduce."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -16,102 +16,87 @@ from torch import Tensor
 
 from .model import Model
 from .parameters import Coordinate
-from .rollout import rollout
-from .solver import Plan, SolverTable
-from .trajectories import Trajectories, few_elements
+from .table import Discretization, SolverTable
+from .trajectories import TeacherTrajectories, subsample
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Noises with the teacher's samples, all (n, *latent) float32.
+@dataclass(frozen=True, eq=False)
+class TeacherSamples:
+    """Noises, the latents they are added to, and the teacher's samples, all (n, *latent) float32.
 
     Attributes:
-        noise: standard normal start noises.
-        latent: the latents they are added to (zeros for text to image).
-        target: what the teacher makes of them.
         history: (n, 1+M, few) on the CPU, a few elements of the teacher's rollouts: x_init, D_0, ..
-            (see `ld3.trajectories`); None where nobody follows them.
+            (see `ld3.trajectories`); None where they are not used.
+        table: the teacher's, which made the history.
     """
 
     noise: Tensor
     latent: Tensor
     target: Tensor
     history: Tensor | None = None
+    table: SolverTable | None = None
 
     def __len__(self) -> int:
         return len(self.noise)
 
-    def __getitem__(self, index: slice | Tensor) -> Pairs:
+    def __getitem__(self, index: slice | Tensor) -> TeacherSamples:
         history = None if self.history is None else self.history[index]
-        return Pairs(self.noise[index], self.latent[index], self.target[index], history)
+        return TeacherSamples(
+            self.noise[index], self.latent[index], self.target[index], history, self.table
+        )
 
-    def batches(self, size: int, device: torch.device | str) -> Iterator[Pairs]:
-        """Consecutive batches of at most `size` pairs, on `device`."""
-        for i in range(0, len(self), size):
-            part = self[i : i + size]
-            moved = (t.to(device) for t in (part.noise, part.latent, part.target))
-            yield Pairs(*moved, part.history)
+    def batches(self, model: Model) -> Iterator[TeacherSamples]:
+        """Consecutive batches of at most the model's batch size, on its device."""
+        for i in range(0, len(self), model.batch_size):
+            part = self[i : i + model.batch_size]
+            noise, latent, target = (
+                t.to(model.device) for t in (part.noise, part.latent, part.target)
+            )
+            yield TeacherSamples(noise, latent, target, part.history, part.table)
 
-    def trajectories(self, table: SolverTable, coordinate: Coordinate) -> Trajectories:
-        """The teacher's rollouts of these noises, by its table.
-
-        Raises:
-            ValueError: the pairs were made without them.
-        """
-        if self.history is None:
-            raise ValueError("these pairs hold no rollouts of the teacher; make them with `teach`")
-        return Trajectories(table, self.history, coordinate)
-
-    @staticmethod
-    def joined(parts: list[Pairs]) -> Pairs:
-        """All parts of `teach` one after another."""
-        return Pairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
-
-
-def student_samples(model: Model, plan: Plan, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
-    """Sample one batch of pairs' noises; returns the result and the rollout's history."""
-    sigmas, table = plan
-    model.begin_rollout(sigmas)
-    return rollout(table, model, [model.scale_noise(pairs.noise, pairs.latent, float(sigmas[0]))])
+    def trajectories(self, coordinate: Coordinate) -> TeacherTrajectories:
+        """The teacher's rollouts of these noises; ValueError if the samples do not contain them."""
+        if self.history is None or self.table is None:
+            raise ValueError("these samples lack the teacher's rollouts: use `sample_teacher`")
+        return TeacherTrajectories(self.table, self.history, coordinate)
 
 
 class TargetStore:
-    """A teacher's samples on disk: the next training with it need not make them again.
+    """A teacher's samples on disk, so that the next training with it need not repeat them.
 
     Args:
-        folder: where the files lie, one a batch; made when needed.
+        folder: where the files are, one per batch; created when needed.
         key: everything but noises and latents that decides a target (model, prompt, teacher, ..).
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder, self._key = folder, key
 
-    def get(self, noise: Tensor, latent: Tensor) -> Pairs | None:
-        """The pairs of a batch, or None if they are not there or cannot be read."""
+    def get(self, noise: Tensor, latent: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Target and history of a batch, or None if they are missing or cannot be read."""
         path = self._path(noise, latent)
         try:
-            kept = safetensors.torch.load_file(path) if path.is_file() else {}
-            pairs = Pairs(noise, latent, kept["target"], kept["history"])
+            stored = safetensors.torch.load_file(path) if path.is_file() else {}
+            target, history = stored["target"], stored["history"]
         except (safetensors.SafetensorError, OSError, KeyError):
             return None
-        starts = few_elements(noise).shape
-        whole = pairs.target.shape == noise.shape and kept["history"][:, 0].shape == starts
-        return pairs if whole else None
+        complete = target.shape == noise.shape and history[:, 0].shape == subsample(noise).shape
+        return (target, history) if complete else None
 
-    def put(self, pairs: Pairs) -> None:
-        """Keep the pairs of a batch; the file appears whole or not at all."""
-        path = self._path(pairs.noise, pairs.latent)
-        assert pairs.history is not None  # `teach` made it
-        kept = {"target": pairs.target.cpu().contiguous(), "history": pairs.history}
+    def put(self, samples: TeacherSamples) -> None:
+        """Store a batch of `sample_teacher`; the file appears complete or not at all."""
+        path = self._path(samples.noise, samples.latent)
+        assert samples.history is not None
+        tensors = {"target": samples.target.cpu().contiguous(), "history": samples.history}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(kept, temporary)
+            safetensors.torch.save_file(tensors, temporary)
             os.replace(temporary, path)
         except (OSError, safetensors.SafetensorError) as error:  # a full disk costs only time
-            logger.warning("LD3: a teacher's target could not be kept: %s", error)
+            logger.warning("LD3: a teacher's sample could not be stored: %s", error)
 
     def _path(self, noise: Tensor, latent: Tensor) -> Path:
         digest = hashlib.sha256(self._key.encode())
@@ -120,24 +105,38 @@ class TargetStore:
         return self._folder / f"{digest.hexdigest()[:40]}.safetensors"
 
 
-def teach(
+def sample_teacher(
     model: Model,
-    plan: Plan,
+    teacher: Discretization,
     noise: Tensor,
     latent: Tensor,
     store: TargetStore | None = None,
-) -> Pairs:
-    """Sample one batch of noises (n, *latent) with the teacher's plan, or take it from `store`.
+    before_batch: Callable[[], None] = lambda: None,
+) -> TeacherSamples:
+    """Sample noises and latents (n, *latent) with the teacher, or take batches from `store`.
+
+    Args:
+        before_batch: called before every batch, where a caller may interrupt.
 
     Raises:
         ValueError: the model returned infinite or undefined values.
     """
-    kept = store.get(noise, latent) if store else None
-    if kept is not None:
-        return kept
-    batch = Pairs(noise.to(model.device), latent.to(model.device), noise)
-    result, history = student_samples(model, plan, batch)
-    target = result.to(noise.device)
+    targets, histories = [], []
+    for batch in TeacherSamples(noise, latent, noise).batches(model):
+        before_batch()
+        stored = store.get(batch.noise, batch.latent) if store else None
+        if stored is None:
+            result, states = model.sample(teacher, batch.noise, batch.latent)
+            stored = result.to(noise.device), torch.stack([subsample(s) for s in states], 1)
+            _check_finite(stored[0])
+            if store:
+                store.put(TeacherSamples(batch.noise, batch.latent, *stored))
+        targets.append(stored[0])
+        histories.append(stored[1])
+    return TeacherSamples(noise, latent, torch.cat(targets), torch.cat(histories), teacher.table)
+
+
+def _check_finite(target: Tensor) -> None:
     bad = int((~torch.isfinite(target.flatten(1)).all(1)).sum())
     if bad:
         raise ValueError(
@@ -145,7 +144,3 @@ def teach(
             "noises; check that the model works in a plain KSampler with the teacher's sampler "
             "and scheduler"
         )
-    pairs = Pairs(noise, latent, target, torch.stack([few_elements(h) for h in history], 1))
-    if store:
-        store.put(pairs)
-    return pairs

@@ -1,4 +1,4 @@
-"""Where a teacher's samples were on their way, at any noise level, without a model call."""
+"""A teacher's trajectories at any noise level, interpolated without a model call."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ import torch
 from torch import Tensor
 
 from .parameters import Coordinate
-from .solver import SolverTable
+from .table import SolverTable
 
-MOST_ELEMENTS = 64  # a sample; they say as much as all about a handful of parameters
+TRAJECTORY_ELEMENTS = 64  # per latent; for a few parameters as good as all elements
 
 
-def few_elements(state: Tensor, most: int = MOST_ELEMENTS) -> Tensor:
-    """A fixed sample of at most so many of each latent's elements, on the CPU: (n, few) float32."""
+def subsample(state: Tensor, count: int = TRAJECTORY_ELEMENTS) -> Tensor:
+    """A fixed choice of at most `count` elements of each latent, on the CPU: (n, few) float32."""
     flat = state.flatten(1)
-    if flat.shape[1] > most:
-        flat = flat[:, _chosen(flat.shape[1], most).to(flat.device)]
+    if flat.shape[1] > count:
+        flat = flat[:, _chosen(flat.shape[1], count).to(flat.device)]
     return flat.cpu().float()
 
 
 @functools.cache
-def _chosen(count: int, most: int) -> Tensor:
+def _chosen(size: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randperm(count, generator=generator)[:most].sort().values
+    return torch.randperm(size, generator=generator)[:count].sort().values
 
 
-class Trajectories:
-    """Rollouts of a teacher between their calls, on a few elements of each latent.
+class TeacherTrajectories:
+    """Rollouts of a teacher between their model calls, on a few elements of each latent.
 
     Between two calls a state is the cubic in sigma with the ODE's slopes, dx/dsigma = (x - D) /
-    sigma, at both; below the last call it is the straight line to its output. Outputs are linear in
-    the coordinate.
+    sigma, at both ends; below the last call it is the straight line to its output. Outputs are
+    linear in the coordinate.
 
     Args:
         table: the teacher's.
-        history: (n, 1+M, few) the rollouts' x_init, D_0, .., D_{M-1}.
+        history: (n, 1+M, few), x_init, D_0, .., D_{M-1} of each rollout.
         coordinate: the model's.
     """
 
     def __init__(self, table: SolverTable, history: Tensor, coordinate: Coordinate) -> None:
-        # of several calls at one level the last saw the corrected state
+        # of several calls at one level the last received the corrected state
         last = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
         calls = [last[s] for s in sorted(last)]
         self.coordinate, self._levels = coordinate, table.state_sigmas[calls].tolist()
@@ -53,7 +53,7 @@ class Trajectories:
 
     def states(self, sigma: float) -> Tensor:
         """All states at a noise level: (n, few)."""
-        j = self._stretch(sigma)
+        j = self._interval(sigma)
         low, high = self._levels[j - 1 : j + 1]
         if sigma < low:
             return torch.lerp(self._outputs[j - 1], self._states[j - 1], sigma / low)
@@ -61,17 +61,17 @@ class Trajectories:
         h = high - low
         t = (sigma - low) / h
         slopes = (t * (1 - t) ** 2 * h / low, -(t**2) * (1 - t) * h / high)
-        moved = slopes[0] * (x0 - d0) + slopes[1] * (x1 - d1)
-        return torch.lerp(x0, x1, t**2 * (3 - 2 * t)) + moved
+        by_slopes = slopes[0] * (x0 - d0) + slopes[1] * (x1 - d1)
+        return torch.lerp(x0, x1, t**2 * (3 - 2 * t)) + by_slopes
 
     def outputs(self, sigma: float) -> Tensor:
         """All denoised outputs at a noise level: (n, few)."""
-        j = self._stretch(sigma)
+        j = self._interval(sigma)
         u = float(self.coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
         low, high = self._u[j - 1 : j + 1]
         f = min(max((u - low) / (high - low), 0.0), 1.0)
         return torch.lerp(self._outputs[j - 1], self._outputs[j], f)
 
-    def _stretch(self, sigma: float) -> int:
-        """j where sigma lies between levels j - 1 and j, or next to them."""
+    def _interval(self, sigma: float) -> int:
+        """j of the interval between levels j - 1 and j that contains sigma, or the nearest one."""
         return min(max(bisect.bisect_left(self._levels, sigma), 1), len(self._levels) - 1)

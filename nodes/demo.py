@@ -6,8 +6,8 @@ import logging
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..demo import model as demo_model
-from .types import tell
+from ..demo import demo_model
+from .types import show
 
 log = logging.getLogger(__name__)
 CATEGORY = "LD3/demo"
@@ -93,9 +93,9 @@ class LD3DemoPrompt(io.ComfyNode):
     def execute(cls, text: str) -> io.NodeOutput:
         conditioning, unknown = demo_model.encode_prompt(text)
         if not unknown:
-            tell(cls, "All words known")
+            show(cls, "All words known")
             return io.NodeOutput(conditioning)
         message = f"Words the demo model does not know: {', '.join(unknown)}"
         log.warning("LD3 Demo Prompt: %s (text: %r)", message, text)
-        tell(cls, message)
+        show(cls, message)
         return io.NodeOutput(conditioning, ui=ui.PreviewText(message))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..ld3.comfy import samplers
-from ..ld3.comfy.distilling import DistillRequest, distill_solver
+from ..ld3.comfy import core_samplers
+from ..ld3.comfy.distilling_job import Source, distill_solver
+from ..ld3.comfy.job import GraphInputs
+from ..ld3.comfy.requests import DistillRequest
 from ..ld3.comfy.sampling import schedule_sampler
-from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell, warn
+from .messages import distilling_summary
+from .types import CATEGORY, MOST_SEED, LD3Schedule, announce, errors_of
 
 
 class LD3DistillSolver(io.ComfyNode):
@@ -66,7 +69,7 @@ class LD3DistillSolver(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
-                    options=samplers.sampler_names(),
+                    options=core_samplers.sampler_names(),
                     default="dpmpp_2m",
                     advanced=True,
                     tooltip="Sampler of the teacher, which takes ten steps for each of yours. Must "
@@ -139,18 +142,9 @@ class LD3DistillSolver(io.ComfyNode):
         **widgets,
     ) -> io.NodeOutput:
         with errors_of("LD3 Distill Solver"):
-            result = distill_solver(
-                model,
-                positive,
-                negative,
-                latent_image,
-                DistillRequest(**widgets),
-                name,
-                schedule,
-                sigmas,
-                sampler,
-            )
-        warn(cls, "LD3 Distill Solver", result.warnings)
-        tell(cls, "\n".join([result.summary(), *result.warnings]))
+            inputs = GraphInputs(model, positive, negative, latent_image)
+            source = Source(schedule, sigmas, sampler)
+            result = distill_solver(inputs, DistillRequest(**widgets), name, source)
+        announce(cls, "LD3 Distill Solver", distilling_summary(result), result.warnings)
         made = result.schedule
         return io.NodeOutput(made.sigmas.clone(), schedule_sampler(made), made)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..ld3.comfy.sampling import check_schedule, sample_with_schedule
+from ..ld3.comfy.job import GraphInputs
+from ..ld3.comfy.sampling import prepared_sampling, sample
 from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, warn
 
 
@@ -80,8 +81,8 @@ class LD3KSampler(io.ComfyNode):
         denoise: float,
     ) -> io.NodeOutput:
         with errors_of("LD3 KSampler"):
-            warn(cls, "LD3 KSampler", check_schedule(schedule, model, cfg, denoise))
-            latent = sample_with_schedule(
-                model, schedule, seed, cfg, positive, negative, latent_image, denoise
-            )
+            prepared = prepared_sampling(schedule, model, cfg, denoise)
+            warn(cls, "LD3 KSampler", prepared.warnings)
+            inputs = GraphInputs(model, positive, negative, latent_image)
+            latent = sample(inputs, prepared, seed)
         return io.NodeOutput(latent)

@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io
 from ..ld3 import schedule as schedule_file
 from ..ld3.comfy import folders
 from ..ld3.comfy.sampling import schedule_sampler
-from .types import CATEGORY, LD3Schedule, errors_of, tell
+from .types import CATEGORY, LD3Schedule, errors_of, show
 
 
 class LD3LoadSchedule(io.ComfyNode):
@@ -68,7 +68,7 @@ class LD3LoadSchedule(io.ComfyNode):
             sampler = schedule_sampler(schedule)
         info = schedule.info
         with_extras = "".join(f" with {extra}" for extra in info.extras)
-        tell(
+        show(
             cls,
             f"{info.steps} steps of {info.sampler}{with_extras} at cfg {info.cfg:g}, for "
             f"{info.model_file or info.model_name}",

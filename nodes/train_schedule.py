@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..ld3.comfy import samplers, training
-from ..ld3.comfy.request import (
+from ..ld3.comfy import core_samplers
+from ..ld3.comfy.job import GraphInputs
+from ..ld3.comfy.requests import (
     GAUSS_NEWTON,
     LEARN,
     OPTIMIZERS,
@@ -15,9 +16,11 @@ from ..ld3.comfy.request import (
     TrainingRequest,
 )
 from ..ld3.comfy.sampling import schedule_sampler
+from ..ld3.comfy.training_job import train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.plots import report_picture
-from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, tell, warn
+from .messages import training_summary, training_warnings
+from .types import CATEGORY, MOST_SEED, LD3Schedule, announce, errors_of
 
 
 class LD3TrainSchedule(io.ComfyNode):
@@ -62,7 +65,7 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=samplers.sampler_names(),
+                    options=core_samplers.sampler_names(),
                     default="dpmpp_2m",
                     tooltip="Sampler the schedule is learned for. Must be deterministic: euler, "
                     "heun, dpmpp_2m, ipndm, uni_pc, deis, res_multistep and similar; not "
@@ -105,14 +108,14 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
-                    options=samplers.sampler_names(),
+                    options=core_samplers.sampler_names(),
                     default="dpmpp_2m",
                     tooltip="Sampler of the teacher, the many-step reference that the schedule "
                     "approximates. Must be deterministic. Typical: dpmpp_2m.",
                 ),
                 io.Combo.Input(
                     "teacher_scheduler",
-                    options=samplers.scheduler_names(),
+                    options=core_samplers.scheduler_names(),
                     default="karras",
                     tooltip="Scheduler of the teacher. karras is close to the exact solution for "
                     "eps and v models (SD, SDXL); use simple or beta for flow models (Flux, SD3). "
@@ -280,18 +283,12 @@ class LD3TrainSchedule(io.ComfyNode):
     ) -> io.NodeOutput:
         with errors_of("LD3 Train Schedule"):
             request = TrainingRequest(**widgets)
-            result = training.train_schedule(
-                model, positive, negative, latent_image, request, name, retrain, vae
-            )
-        schedule = result.schedule
-        report = (
-            torch.from_numpy(report_picture(result.report, result.summary())).float()[None] / 255
-        )
-        warn(cls, "LD3 Train Schedule", result.warnings())
-        tell(cls, "\n".join([result.summary(), *result.warnings()]))
-        shown = (
-            ui.PreviewImage(report, cls=cls).as_dict() | ui.PreviewText(result.summary()).as_dict()
-        )
+            inputs = GraphInputs(model, positive, negative, latent_image, vae)
+            result = train_schedule(inputs, request, name, retrain)
+        schedule, summary = result.schedule, training_summary(result)
+        announce(cls, "LD3 Train Schedule", summary, training_warnings(result.report))
+        picture = torch.from_numpy(report_picture(result.report, summary)).float()[None] / 255
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(
-            schedule.sigmas.clone(), schedule_sampler(schedule), schedule, report, ui=shown
+            schedule.sigmas.clone(), schedule_sampler(schedule), schedule, picture, ui=shown
         )

@@ -26,7 +26,7 @@ def errors_of(node: str) -> Iterator[None]:
         raise ValueError(f"{node}: {error}") from error
 
 
-def tell(node: type[io.ComfyNode], message: str) -> None:
+def show(node: type[io.ComfyNode], message: str) -> None:
     """Show a line of text on the node while it runs in a server."""
     if node.hidden is not None and node.hidden.unique_id is not None:
         show_text(node.hidden.unique_id, message)
@@ -37,4 +37,11 @@ def warn(node: type[io.ComfyNode], name: str, messages: list[str]) -> None:
     for message in messages:
         logger.warning("%s: %s", name, message)
     if messages:
-        tell(node, "\n".join(messages))
+        show(node, "\n".join(messages))
+
+
+def announce(node: type[io.ComfyNode], name: str, summary: str, warnings: list[str]) -> None:
+    """Show a result with its warnings on the node, and log them with its display name."""
+    logger.info("%s: %s", name, summary)
+    warn(node, name, warnings)
+    show(node, "\n".join([summary, *warnings]))

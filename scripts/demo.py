@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ld3 import schedule as schedule_file  # noqa: E402
+from ld3.training.report import Report, best_baseline  # noqa: E402
 from scripts import comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer, ComfyServerError, raise_for_status  # noqa: E402
 
@@ -84,16 +85,16 @@ def run_demo(options: argparse.Namespace) -> None:
         images.mkdir(parents=True, exist_ok=True)
         for name in ("comparison.png", "report.png"):
             shutil.copyfile(output / name, images / name)
-    print_table(result, schedule.info.report)
+    print_table(result, Report.from_json(schedule.info.report))
     print(f"pictures, schedule and report.json are in {output}")
     if result["ratio"] is None:
-        raise ValueError("no standard scheduler was measured, so there is no ratio; see report.png")
+        raise ValueError("no standard schedule was measured, so there is no ratio; see report.png")
     best, error = (
         result["best_baseline"],
         result["heldout_error_baselines"][result["best_baseline"]],
     )
     print(
-        f"learned / best standard scheduler ({best}): "
+        f"learned / best standard schedule ({best}): "
         f"{result['heldout_error_learned']:.4f} / {error:.4f} = {result['ratio']:.3f}"
     )
 
@@ -124,25 +125,19 @@ def train(server: ComfyServer, prompt: dict[str, Any]) -> dict[str, Any]:
 
 def summary(schedule: schedule_file.Schedule, seconds: float) -> dict[str, Any]:
     """The contents of report.json."""
-    info, report = schedule.info, schedule.info.report
-    errors = {name: b.get("heldout_error") for name, b in report["baselines"].items()}
-    fair = {
-        name: errors[name]
-        for name, b in report["baselines"].items()
-        if b["counted"] and errors[name] is not None
-    }
-    best = min(fair, key=lambda name: fair[name], default=None)
-    learned = report["heldout_error"]
+    info, report = schedule.info, Report.from_json(schedule.info.report)
+    errors = {name: baseline.test_error for name, baseline in report.baselines.items()}
+    best, learned = best_baseline(report.baselines, "test_error"), report.test_error
     return {
         "sampler": info.sampler,
         "steps": info.steps,
         "cfg": info.cfg,
-        "model_calls_training": report["training_calls"],
-        "model_calls_teacher": report["teacher_calls"],
+        "model_calls_training": report.training_calls,
+        "model_calls_teacher": report.teacher_calls,
         "heldout_error_learned": learned,
         "heldout_error_baselines": errors,
         "best_baseline": best,
-        "ratio": learned / fair[best] if best and learned is not None else None,
+        "ratio": learned / errors[best] if best and learned is not None else None,
         "seconds": round(seconds, 1),
     }
 
@@ -218,15 +213,15 @@ def labelled_grid(
     return picture
 
 
-def print_table(result: dict[str, Any], report: dict[str, Any]) -> None:
+def print_table(result: dict[str, Any], report: Report) -> None:
     """Error to the teacher by schedule, best first."""
     errors = result["heldout_error_baselines"] | {"learned": result["heldout_error_learned"]}
     print(f"\n{result['sampler']}, {result['steps']} steps, cfg {result['cfg']:g}")
     print(f"{'schedule':<18}{'error to the teacher':>22}")
     for name in sorted(errors, key=lambda n: (errors[n] is None, errors[n])):
-        counted = name == "learned" or report["baselines"][name]["counted"]
+        comparable = name == "learned" or report.baselines[name].comparable
         value = "not finite" if errors[name] is None else f"{errors[name]:.4f}"
-        print(f"{name:<18}{value:>22}{'' if counted else '  (more model calls)'}")
+        print(f"{name:<18}{value:>22}{'' if comparable else '  (more model calls)'}")
     print(
         f"model calls: teacher {result['model_calls_teacher']}, "
         f"training {result['model_calls_training']}; {result['seconds']:.0f} s\n"

@@ -96,6 +96,47 @@ def pack_nodes(pack: ModuleType) -> dict[str, type]:
 
 
 @pytest.fixture(scope="module")
+def ld3_folder(
+    pack_nodes: dict[str, type], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """models/ld3; it and ComfyUI's temporary folder are replaced by empty ones for a module."""
+    import folder_paths
+
+    known, folder = folder_paths.folder_names_and_paths, tmp_path_factory.mktemp("ld3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "temp_directory", str(tmp_path_factory.mktemp("temp")))
+        patch.setitem(known, "ld3", ([str(folder)], {".safetensors"}))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def empty_latent() -> Callable[..., dict[str, Any]]:
+    """`empty_latent(batch, channels, size)`: a LATENT for the demo model, which works at any
+    multiple of 8 pixels; small ones keep the tests quick."""
+    import torch
+
+    def latent(batch: int = 1, channels: int = 3, size: int = 8) -> dict[str, Any]:
+        samples = torch.zeros((batch, channels, size, size))
+        return {"samples": samples, "downscale_ratio_spacial": 1}
+
+    return latent
+
+
+@pytest.fixture(scope="module")
+def demo_inputs(
+    pack_nodes: dict[str, type], empty_latent: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """The demo model with prompts and a small latent: the inputs of every node that samples."""
+    prompt = pack_nodes["LD3DemoPrompt"]
+    return {
+        "model": pack_nodes["LD3DemoModel"].execute(batch_size=1)[0],
+        "positive": prompt.execute(text="grinning face")[0],
+        "negative": prompt.execute(text="")[0],
+        "latent_image": empty_latent(),
+    }
+
+
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Threads make small tensors slower, on a busy machine twenty times."""
     import torch

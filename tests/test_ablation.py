@@ -20,7 +20,7 @@ from benchmarks.measures.caption_network import (
 from benchmarks.suites import ablation
 from benchmarks.suites.ablation.demo_cells import LPIPS
 from benchmarks.suites.ablation.plot import PANELS
-from ld3.perceptual import LpipsFeatures
+from ld3.lpips_features import LpipsFeatures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 40), "blue": (40, 60, 220)}
@@ -101,6 +101,7 @@ def test_same_seed_trains_the_same_network_and_draws_no_global_numbers() -> None
     assert any(not torch.equal(w, other.backbone[n]) for n, w in first.backbone.items())
 
 
+@pytest.mark.slow
 def test_trained_network_classifies_and_ranks_unseen_images() -> None:
     data = some_data()
     network = train(data, steps=120)
@@ -119,7 +120,7 @@ def test_network_is_installed_where_the_pack_looks_and_never_beside_another(
 ) -> None:
     import folder_paths
 
-    from ld3.comfy import folders, perceptual
+    from ld3.comfy import folders, image_distance
 
     network = train(some_data(), steps=1)
     monkeypatch.setattr(caption_network, "trained", lambda: network)
@@ -127,8 +128,8 @@ def test_network_is_installed_where_the_pack_looks_and_never_beside_another(
     monkeypatch.setitem(folder_paths.folder_names_and_paths, folders.LPIPS_KEY, known)
     path = caption_network.install(folders.lpips_folder())
     assert caption_network.install(folders.lpips_folder()) == path
-    assert perceptual.backbone_path(caption_network.NET) == path
-    LpipsFeatures(caption_network.NET, perceptual.find_backbone(caption_network.NET))
+    assert image_distance.backbone_path(caption_network.NET) == path
+    LpipsFeatures(caption_network.NET, image_distance.find_backbone(caption_network.NET))
     path.rename(path.with_suffix(".pth"))
     with pytest.raises(ValueError, match="has files"):
         caption_network.install(folders.lpips_folder())

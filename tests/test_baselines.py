@@ -12,8 +12,7 @@ from scipy.integrate import quad
 
 from benchmarks.methods import baselines
 from ld3.parameters import check_sigmas
-from ld3.rollout import rollout
-from ld3.solver import SolverTable
+from ld3.table import SolverTable, rollout
 
 
 @pytest.mark.parametrize("steps", [4, 6, 10, 13])

@@ -1,8 +1,9 @@
-"""The bundled demo model: a genuine ComfyUI model, with trained weights and named unknown words."""
+"""The bundled demo model: a genuine ComfyUI model with trained weights and a vocabulary."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from demo import model as demo_model
+from demo import demo_model
 
+ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = ["apple", "face", "grinning", "heart", "red", "shaped"]
 
 
@@ -47,7 +49,7 @@ def test_words_are_split_at_everything_but_letters_and_digits() -> None:
     assert demo_model.words_of("Heart-shaped, RED; 'apple'") == ["heart", "shaped", "red", "apple"]
 
 
-def test_unknown_words_are_named_once_and_left_out() -> None:
+def test_unknown_words_are_listed_once_and_ignored() -> None:
     ids, unknown = demo_model.token_ids("purple grinning face, purple xyzzy", VOCABULARY)
     assert unknown == ["purple", "xyzzy"]
     assert ids == [3, 2] * (demo_model.TOKENS // 2)
@@ -91,8 +93,10 @@ def test_missing_weights_are_reported_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_model, "WEIGHTS", tmp_path / "absent.safetensors")
-    with pytest.raises(FileNotFoundError, match="Install the pack again"):
+    with pytest.raises(FileNotFoundError, match="Install the pack again") as caught:
         demo_model.load_demo_model()
+    named = re.findall(r"demo/\w+\.py", str(caught.value))
+    assert named and all((ROOT / script).is_file() for script in named)
     with pytest.raises(FileNotFoundError, match="absent.safetensors"):
         demo_model.encode_prompt("red apple")
 
@@ -137,7 +141,7 @@ def test_denoiser_batches_do_not_mix(model: comfy.model_patcher.ModelPatcher) ->
 def test_demo_model_denoises_better_than_the_mean(
     model: comfy.model_patcher.ModelPatcher, sigma: float
 ) -> None:
-    # What the model samples from nearly no noise is a picture it knows; the blind guess is white.
+    # The model's own sample is a picture it knows; the blind guess is its mean colour.
     picture = sample(model, "yellow heart", steps=20)
     noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     noisy = picture + sigma * noise
@@ -178,7 +182,7 @@ def test_pixel_space_vae_maps_latents_to_images() -> None:
     assert torch.allclose(image[..., 1:], torch.zeros(()))
 
 
-def test_demo_nodes_return_what_core_nodes_take(pack_nodes: dict[str, type]) -> None:
+def test_demo_nodes_return_what_core_nodes_accept(pack_nodes: dict[str, type]) -> None:
     model, vae, latent = pack_nodes["LD3DemoModel"].execute(batch_size=3).args
     assert isinstance(model, comfy.model_patcher.ModelPatcher)
     assert vae.downscale_ratio == 1

@@ -21,11 +21,12 @@ import torchvision
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustom, SamplerCustomAdvanced
 from torch import Tensor
 
-from ld3.comfy import samplers
+from ld3.comfy import core_samplers
 from ld3.comfy.executor import TableSampler
+from ld3.comfy.guided_run import cfg_guider
 from ld3.comfy.sampling import schedule_sampler
-from ld3.comfy.training import TrainingResult
 from ld3.schedule import Schedule, ScheduleInfo, load, save
+from ld3.training.report import Report
 
 SIZE = 8
 TINY = {
@@ -41,71 +42,48 @@ DETERMINISTIC = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folders(pack_nodes: dict[str, type], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """ComfyUI's model and temporary folders, away from the user's."""
-    saved, temporary = tmp_path_factory.mktemp("ld3"), tmp_path_factory.mktemp("temp")
-    before = folder_paths.get_temp_directory(), folder_paths.folder_names_and_paths["ld3"]
-    folder_paths.set_temp_directory(str(temporary))
-    folder_paths.folder_names_and_paths["ld3"] = ([str(saved)], {".safetensors"})
-    yield saved
-    folder_paths.set_temp_directory(before[0])
-    folder_paths.folder_names_and_paths["ld3"] = before[1]
+@pytest.fixture(scope="module")
+def vae(pack_nodes: dict[str, type]) -> Any:
+    return pack_nodes["LD3DemoModel"].execute(batch_size=1)[1]
 
 
 @pytest.fixture(scope="module")
-def demo(pack_nodes: dict[str, type]) -> tuple[Any, Any]:
-    """MODEL and VAE."""
-    return tuple(pack_nodes["LD3DemoModel"].execute(batch_size=1)[:2])
-
-
-@pytest.fixture(scope="module")
-def inputs(pack_nodes: dict[str, type], demo: tuple[Any, Any]) -> dict[str, Any]:
-    """Model, conditioning and latent of every node that samples."""
-    prompt = pack_nodes["LD3DemoPrompt"]
-    return {
-        "model": demo[0],
-        "positive": prompt.execute(text="grinning face")[0],
-        "negative": prompt.execute(text="")[0],
-        "latent_image": {"samples": torch.zeros((1, 3, SIZE, SIZE)), "downscale_ratio_spacial": 1},
-    }
-
-
-@pytest.fixture(scope="module")
-def train(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
+def train(pack_nodes: dict[str, type], demo_inputs: dict[str, Any], ld3_folder: Path) -> Any:
     """LD3 Train Schedule with small settings; keywords replace some."""
 
     def run(**changes: Any) -> Any:
-        return pack_nodes["LD3TrainSchedule"].execute(**(inputs | TINY | changes))
+        return pack_nodes["LD3TrainSchedule"].execute(**(demo_inputs | TINY | changes))
 
     return run
 
 
 @pytest.fixture(scope="module")
-def sample(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
+def sample(pack_nodes: dict[str, type], demo_inputs: dict[str, Any]) -> Any:
     """LD3 KSampler; keywords replace inputs."""
 
     def run(schedule: Any, **changes: Any) -> Tensor:
         sampling = {"schedule": schedule, "seed": 5, "cfg": 1.0, "denoise": 1.0}
-        return pack_nodes["LD3KSampler"].execute(**(inputs | sampling | changes))[0]["samples"]
+        return pack_nodes["LD3KSampler"].execute(**(demo_inputs | sampling | changes))[0]["samples"]
 
     return run
 
 
-def custom(inputs: dict[str, Any], sampler: Any, sigmas: Tensor, **changes: Any) -> Tensor:
+def custom(demo_inputs: dict[str, Any], sampler: Any, sigmas: Tensor, **changes: Any) -> Tensor:
     """Core's SamplerCustom."""
     settings = {"add_noise": True, "noise_seed": 5, "cfg": 1.0}
-    given = inputs | settings | {"sampler": sampler, "sigmas": sigmas} | changes
+    given = demo_inputs | settings | {"sampler": sampler, "sigmas": sigmas} | changes
     return SamplerCustom.execute(**given)[0]["samples"]
 
 
 def plain_schedule(model: Any, sampler: str, sigmas: Tensor) -> Schedule:
     """A schedule without extras, as its table would run elsewhere."""
     sampling = model.get_model_object("model_sampling")
-    table = samplers.traceable(samplers.sampler_object(sampler), sampling).table(sigmas)
+    table = core_samplers.traced_sampler(core_samplers.sampler_object(sampler), sampling).table(
+        sigmas
+    )
     info = ScheduleInfo(
         sampler, len(sigmas) - 1, table.model_calls, 1.0, 1.0, [3, SIZE, SIZE],
-        samplers.prediction_type(sampling), float(sampling.sigma_max), "", {}, "", {}, "", {},
+        core_samplers.prediction_type(sampling), float(sampling.sigma_max), "", {}, "", {}, "", {},
     )  # fmt: skip
     return Schedule(sigmas, table, info, sampler)
 
@@ -113,11 +91,11 @@ def plain_schedule(model: Any, sampler: str, sigmas: Tensor) -> Schedule:
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_a_table_without_extras_samples_as_the_core_sampler_does(
-    sampler: str, flow: bool, inputs: dict[str, Any], flow_model: Any
+    sampler: str, flow: bool, demo_inputs: dict[str, Any], flow_model: Any
 ) -> None:
-    model = flow_model(inputs["model"], 3.0) if flow else inputs["model"]
-    sigmas = samplers.scheduler_sigmas(model, "euler", "simple" if flow else "karras", 4, 1.0)
-    given = inputs | {"model": model}
+    model = flow_model(demo_inputs["model"], 3.0) if flow else demo_inputs["model"]
+    sigmas = core_samplers.scheduler_sigmas(model, "euler", "simple" if flow else "karras", 4, 1.0)
+    given = demo_inputs | {"model": model}
     core = custom(given, comfy.samplers.sampler_object(sampler), sigmas.clone())
     table = custom(given, TableSampler(plain_schedule(model, sampler, sigmas)), sigmas.clone())
     # uni_pc's own arithmetic in float32 is the roughest; in float64 all agree to 1e-12
@@ -125,13 +103,13 @@ def test_a_table_without_extras_samples_as_the_core_sampler_does(
     assert float((table - core).abs().max()) <= rounding * float(core.abs().max())
 
 
-def test_the_last_sigma_that_uni_pc_lowered_changes_nothing(
-    inputs: dict[str, Any], flow_model: Any
+def test_sigmas_whose_last_one_uni_pc_has_changed_give_the_same_sample(
+    demo_inputs: dict[str, Any], flow_model: Any
 ) -> None:
-    """uni_pc writes into the SIGMAS it is given, which a graph hands on to the next sampler."""
-    model = flow_model(inputs["model"], 3.0)
-    given = inputs | {"model": model}
-    sigmas = samplers.scheduler_sigmas(model, "euler", "simple", 4, 1.0)
+    """uni_pc writes into its SIGMAS, which a graph passes on to the next sampler."""
+    model = flow_model(demo_inputs["model"], 3.0)
+    given = demo_inputs | {"model": model}
+    sigmas = core_samplers.scheduler_sigmas(model, "euler", "simple", 4, 1.0)
     table = TableSampler(plain_schedule(model, "uni_pc", sigmas.clone()))
     wanted = custom(given, table, sigmas.clone())
     custom(given, comfy.samplers.sampler_object("uni_pc"), sigmas)
@@ -139,45 +117,46 @@ def test_the_last_sigma_that_uni_pc_lowered_changes_nothing(
     assert torch.equal(custom(given, table, sigmas), wanted)
 
 
-def test_any_guider_can_sample_with_a_table(inputs: dict[str, Any]) -> None:
-    """SamplerCustomAdvanced with a CFGGuider gives what SamplerCustom does."""
-    model = inputs["model"]
-    sigmas = samplers.scheduler_sigmas(model, "euler", "karras", 4, 1.0)
+def test_a_table_samples_in_a_guider_as_in_sampler_custom(demo_inputs: dict[str, Any]) -> None:
+    """SamplerCustomAdvanced with a CFGGuider gives the bits of SamplerCustom."""
+    model = demo_inputs["model"]
+    sigmas = core_samplers.scheduler_sigmas(model, "euler", "karras", 4, 1.0)
     table = TableSampler(plain_schedule(model, "dpmpp_2m", sigmas))
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(inputs["positive"], inputs["negative"])
-    guider.set_cfg(1.0)
+    guider = cfg_guider(model, demo_inputs["positive"], demo_inputs["negative"], 1.0)
     noise = RandomNoise.execute(5)[0]
-    found = SamplerCustomAdvanced.execute(noise, guider, table, sigmas, inputs["latent_image"])
-    assert torch.equal(found[0]["samples"], custom(inputs, table, sigmas))
+    found = SamplerCustomAdvanced.execute(noise, guider, table, sigmas, demo_inputs["latent_image"])
+    assert torch.equal(found[0]["samples"], custom(demo_inputs, table, sigmas))
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
-def test_masks_guidance_and_batches_are_the_callers(sampler: str, inputs: dict[str, Any]) -> None:
+def test_masks_guidance_and_batches_work_as_with_the_core_sampler(
+    sampler: str, demo_inputs: dict[str, Any]
+) -> None:
     generator = torch.Generator().manual_seed(7)
     samples = 0.5 * torch.randn((2, 3, SIZE, SIZE), generator=generator)
     mask = torch.zeros((1, SIZE, SIZE))
     mask[:, :, : SIZE // 2] = 1.0
     latent = {"samples": samples, "noise_mask": mask}
-    sigmas = samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 4, 1.0)
-    given = inputs | {"latent_image": latent, "cfg": 3.0}
+    sigmas = core_samplers.scheduler_sigmas(demo_inputs["model"], "euler", "karras", 4, 1.0)
+    given = demo_inputs | {"latent_image": latent, "cfg": 3.0}
     core = custom(given, comfy.samplers.sampler_object(sampler), sigmas.clone())
-    schedule = plain_schedule(inputs["model"], sampler, sigmas)
+    schedule = plain_schedule(demo_inputs["model"], sampler, sigmas)
     table = custom(given, TableSampler(schedule), sigmas.clone())
     torch.testing.assert_close(table, core, rtol=1e-3, atol=1e-3)
     assert torch.allclose(table[..., SIZE // 2 :], samples[..., SIZE // 2 :], atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "uni_pc"])
-def test_every_step_is_reported_once_as_core_does(sampler: str, inputs: dict[str, Any]) -> None:
-    model = inputs["model"]
-    sigmas = samplers.scheduler_sigmas(model, "euler", "karras", 4, 1.0)
+def test_every_step_is_reported_once_as_core_does(
+    sampler: str, demo_inputs: dict[str, Any]
+) -> None:
+    model = demo_inputs["model"]
+    sigmas = core_samplers.scheduler_sigmas(model, "euler", "karras", 4, 1.0)
     reported: list[list[int]] = []
     schedule = plain_schedule(model, sampler, sigmas)
     for chosen in (comfy.samplers.sampler_object(sampler), TableSampler(schedule)):
         seen: list[int] = []
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(inputs["positive"], inputs["negative"])
+        guider = cfg_guider(model, demo_inputs["positive"], demo_inputs["negative"], 1.0)
         noise = torch.randn((1, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
         guider.sample(
             noise, torch.zeros_like(noise), chosen, sigmas.clone(), seed=0, disable_pbar=True,
@@ -187,8 +166,9 @@ def test_every_step_is_reported_once_as_core_does(sampler: str, inputs: dict[str
     assert reported[0] == reported[1]
 
 
+@pytest.mark.slow
 def test_decoupled_times_are_learned_saved_loaded_and_sampled(
-    train: Any, sample: Any, inputs: dict[str, Any], pack_nodes: dict[str, type]
+    train: Any, sample: Any, demo_inputs: dict[str, Any], pack_nodes: dict[str, type]
 ) -> None:
     sigmas, sampler, schedule, _ = train()
     assert schedule.info.extras == ["decoupled times"] and schedule.info.report["eval_sigmas"]
@@ -198,12 +178,13 @@ def test_decoupled_times_are_learned_saved_loaded_and_sampled(
     loaded = pack_nodes["LD3LoadSchedule"].execute(name=f"{schedule.name}.safetensors")
     assert torch.equal(loaded[2].table.eval_sigmas, table.eval_sigmas)
     ours = sample(schedule)
-    assert torch.equal(ours, custom(inputs, sampler, sigmas))
-    assert torch.equal(ours, custom(inputs, loaded[1], loaded[0]))
-    steps_alone = custom(inputs, comfy.samplers.sampler_object("euler"), sigmas)
+    assert torch.equal(ours, custom(demo_inputs, sampler, sigmas))
+    assert torch.equal(ours, custom(demo_inputs, loaded[1], loaded[0]))
+    steps_alone = custom(demo_inputs, comfy.samplers.sampler_object("euler"), sigmas)
     assert not torch.allclose(ours, steps_alone, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learn", "extras"),
     [
@@ -212,18 +193,18 @@ def test_decoupled_times_are_learned_saved_loaded_and_sampled(
     ],
 )
 def test_learned_solvers_are_saved_and_sampled_by_their_table(
-    learn: str, extras: set[str], train: Any, sample: Any, inputs: dict[str, Any]
+    learn: str, extras: set[str], train: Any, sample: Any, demo_inputs: dict[str, Any]
 ) -> None:
     sigmas, sampler, schedule, _ = train(learn=learn, name="solver")
     report = schedule.info.report
     assert set(schedule.info.extras) <= extras and report["extras"] == schedule.info.extras
-    assert schedule.info.extras, "nothing was kept: the test shows nothing"
+    assert schedule.info.extras, "no extra reduced the error, so the test shows nothing"
     assert bool(report["lambdas"]) == ("D-ODE" in schedule.info.extras)
-    assert torch.equal(sample(schedule), custom(inputs, sampler, sigmas))
+    assert torch.equal(sample(schedule), custom(demo_inputs, sampler, sigmas))
 
 
 @pytest.fixture(scope="module")
-def distill(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
+def distill(pack_nodes: dict[str, type], demo_inputs: dict[str, Any], ld3_folder: Path) -> Any:
     """LD3 Distill Solver with small settings; keywords replace some."""
     small = {
         "cfg": 1.0, "name": "distilled", "seed": 0, "teacher_sampler": "dpmpp_2m",
@@ -231,19 +212,19 @@ def distill(pack_nodes: dict[str, type], inputs: dict[str, Any]) -> Any:
     }  # fmt: skip
 
     def run(**changes: Any) -> Any:
-        return pack_nodes["LD3DistillSolver"].execute(**(inputs | small | changes))
+        return pack_nodes["LD3DistillSolver"].execute(**(demo_inputs | small | changes))
 
     return run
 
 
-def euler_sigmas(inputs: dict[str, Any]) -> Tensor:
-    return samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 4, 1.0)
+def euler_sigmas(demo_inputs: dict[str, Any]) -> Tensor:
+    return core_samplers.scheduler_sigmas(demo_inputs["model"], "euler", "karras", 4, 1.0)
 
 
 def test_any_sigmas_and_sampler_can_be_distilled(
-    distill: Any, sample: Any, inputs: dict[str, Any], pack_nodes: dict[str, type]
+    distill: Any, sample: Any, demo_inputs: dict[str, Any], pack_nodes: dict[str, type]
 ) -> None:
-    plain = euler_sigmas(inputs)
+    plain = euler_sigmas(demo_inputs)
     euler = comfy.samplers.sampler_object("euler")
     sigmas, sampler, schedule = distill(sigmas=plain, sampler=euler)
     info = schedule.info
@@ -252,12 +233,13 @@ def test_any_sigmas_and_sampler_can_be_distilled(
     assert info.report["error"] < info.report["plain_error"]
     assert info.report["training_calls"] <= 12 * 4 * 16
     result = sample(schedule)
-    assert torch.equal(result, custom(inputs, sampler, sigmas))
-    assert not torch.allclose(result, custom(inputs, euler, plain.clone()), atol=1e-3)
+    assert torch.equal(result, custom(demo_inputs, sampler, sigmas))
+    assert not torch.allclose(result, custom(demo_inputs, euler, plain.clone()), atol=1e-3)
     loaded = pack_nodes["LD3LoadSchedule"].execute(name=f"{schedule.name}.safetensors")
-    assert torch.equal(custom(inputs, loaded[1], loaded[0]), result)
+    assert torch.equal(custom(demo_inputs, loaded[1], loaded[0]), result)
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_can_be_distilled_once(distill: Any, train: Any, sample: Any) -> None:
     learned = train(learn="time steps", name="plain", iterations=1)[2]
     schedule = distill(schedule=learned, name="twice")[2]
@@ -268,27 +250,31 @@ def test_a_learned_schedule_can_be_distilled_once(distill: Any, train: Any, samp
             distill(schedule=schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigmas", [[14.6146, 10.0, 3.0, 2.0], [14.6146, 3.0, 2.0, 1.9]])
 def test_the_first_part_of_a_split_sampling_can_be_distilled(
-    sigmas: list[float], distill: Any, inputs: dict[str, Any]
+    sigmas: list[float], distill: Any, demo_inputs: dict[str, Any]
 ) -> None:
     euler = comfy.samplers.sampler_object("euler")
     found, sampler, _ = distill(sigmas=torch.tensor(sigmas), sampler=euler)
-    assert torch.isfinite(custom(inputs, sampler, found)).all()
+    assert torch.isfinite(custom(demo_inputs, sampler, found)).all()
 
 
-def test_sigmas_that_start_low_are_sampled_as_they_are(
-    distill: Any, sample: Any, inputs: dict[str, Any]
+def test_distilled_sigmas_that_start_low_are_not_stretched(
+    distill: Any, sample: Any, demo_inputs: dict[str, Any]
 ) -> None:
     euler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([2.0, 1.0, 0.5, 0.0])
     schedule = distill(sigmas=sigmas, sampler=euler, name="low")[2]
     assert schedule.info.extras == ["D-ODE"]
-    found = custom(inputs, schedule_sampler(schedule), schedule.sigmas.clone())
+    found = custom(demo_inputs, schedule_sampler(schedule), schedule.sigmas.clone())
     assert torch.equal(sample(schedule), found)
 
 
-def test_a_samplers_own_options_count(distill: Any, inputs: dict[str, Any]) -> None:
-    """Neither the file of another sampler's options is returned, nor are options lost."""
+@pytest.mark.slow
+def test_other_options_of_a_sampler_are_other_work_and_are_kept(
+    distill: Any, demo_inputs: dict[str, Any]
+) -> None:
+    """The file made with other options is not returned, and the result has the options."""
 
     def scaled(factor: float) -> Any:
         def step(model: Any, x: Tensor, sigmas: Tensor, extra_args=None, **keywords: Any) -> Tensor:
@@ -299,7 +285,7 @@ def test_a_samplers_own_options_count(distill: Any, inputs: dict[str, Any]) -> N
 
         return comfy.samplers.KSAMPLER(step, inpaint_options={"random": True})
 
-    sigmas = euler_sigmas(inputs)
+    sigmas = euler_sigmas(demo_inputs)
     tables = [distill(sigmas=sigmas, sampler=scaled(f))[2].table for f in (1.0, 0.9)]
     assert tables[0].distance(tables[1]) > 0.01
     assert distill(sigmas=sigmas, sampler=scaled(1.0))[1].inpaint_options == {"random": True}
@@ -309,55 +295,58 @@ def test_a_samplers_own_options_count(distill: Any, inputs: dict[str, Any]) -> N
     assert made[1].inpaint_options == ddim.inpaint_options != {}
 
 
-def test_a_damaged_file_is_made_anew(
-    distill: Any, inputs: dict[str, Any], folders: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.slow
+def test_work_whose_saved_file_is_damaged_is_repeated(
+    distill: Any, demo_inputs: dict[str, Any], ld3_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = {"sigmas": euler_sigmas(inputs), "sampler": comfy.samplers.sampler_object("euler")}
+    given = {"sigmas": euler_sigmas(demo_inputs), "sampler": comfy.samplers.sampler_object("euler")}
     first = distill(name="damaged", seed=3, **given)[2]
-    path = folders / f"{first.name}.safetensors"
+    path = ld3_folder / f"{first.name}.safetensors"
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata()
     tensors["weights"] = tensors["weights"] * math.nan
     safetensors.torch.save_file(tensors, path, metadata=metadata)
     again = distill(name="damaged", seed=3, **given)[2]
-    assert "the work is done again" in caplog.text and again.name != first.name
+    assert "the work is repeated" in caplog.text and again.name != first.name
     assert torch.equal(again.table.weights, first.table.weights)
 
 
+@pytest.mark.slow
 def test_a_schedule_for_another_model_is_refused_or_warned_about(
-    distill: Any, inputs: dict[str, Any], flow_model: Any, caplog: pytest.LogCaptureFixture
+    distill: Any, demo_inputs: dict[str, Any], flow_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    schedule = plain_schedule(inputs["model"], "euler", euler_sigmas(inputs))
+    schedule = plain_schedule(demo_inputs["model"], "euler", euler_sigmas(demo_inputs))
     with pytest.raises(ValueError, match="LD3 Distill Solver: .*'eps' noise levels"):
-        distill(schedule=schedule, model=flow_model(inputs["model"], 3.0))
+        distill(schedule=schedule, model=flow_model(demo_inputs["model"], 3.0))
     distill(schedule=schedule, cfg=2.0, name="guided")
     assert "was learned at cfg 1, not 2" in caplog.text
 
 
-def test_distilling_can_be_interrupted_and_leaves_nothing(
-    distill: Any, inputs: dict[str, Any], folders: Any
+def test_an_interrupted_distilling_saves_nothing(
+    distill: Any, demo_inputs: dict[str, Any], ld3_folder: Path
 ) -> None:
-    files = set(folders.iterdir())
+    files = set(ld3_folder.iterdir())
     euler = comfy.samplers.sampler_object("euler")
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        distill(sigmas=euler_sigmas(inputs), sampler=euler, seed=9)
-    assert set(folders.iterdir()) == files
+        distill(sigmas=euler_sigmas(demo_inputs), sampler=euler, seed=9)
+    assert set(ld3_folder.iterdir()) == files
 
 
+@pytest.mark.slow
 def test_identical_distilling_returns_the_saved_file(
-    distill: Any, inputs: dict[str, Any], folders: Any
+    distill: Any, demo_inputs: dict[str, Any], ld3_folder: Path
 ) -> None:
-    given = {"sigmas": euler_sigmas(inputs), "sampler": comfy.samplers.sampler_object("euler")}
+    given = {"sigmas": euler_sigmas(demo_inputs), "sampler": comfy.samplers.sampler_object("euler")}
     first = distill(name="again", **given)
-    files = set(folders.iterdir())
+    files = set(ld3_folder.iterdir())
     assert distill(name="again", **given)[2].name == first[2].name
-    assert set(folders.iterdir()) == files
+    assert set(ld3_folder.iterdir()) == files
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "parts"),
     [
         ({}, ["connect either schedule, or both sigmas and sampler"]),
         ({"sampler": "euler"}, ["connect either schedule"]),
@@ -372,54 +361,60 @@ def test_identical_distilling_returns_the_saved_file(
         ({"sampler": "euler", "sigmas": None, "name": "../x"}, ["../x"]),
     ],
 )
-def test_distilling_refuses_what_cannot_work_and_writes_nothing(
-    changes: dict[str, Any], said: list[str], distill: Any, inputs: dict[str, Any], folders: Any
+def test_invalid_inputs_of_distilling_are_refused_and_nothing_is_saved(
+    changes: dict[str, Any],
+    parts: list[str],
+    distill: Any,
+    demo_inputs: dict[str, Any],
+    ld3_folder: Path,
 ) -> None:
     given = dict(changes)
     if "sigmas" in given:
         levels = given["sigmas"]
-        given["sigmas"] = torch.tensor(levels) if levels else euler_sigmas(inputs)
+        given["sigmas"] = torch.tensor(levels) if levels else euler_sigmas(demo_inputs)
     if given.get("sampler") == "own":
         euler = comfy.samplers.sampler_object("euler")
-        given["sampler"] = distill(sigmas=euler_sigmas(inputs), sampler=euler)[1]
+        given["sampler"] = distill(sigmas=euler_sigmas(demo_inputs), sampler=euler)[1]
     elif given.get("sampler") == "other":
         given["sampler"] = comfy.samplers.Sampler()
     elif "sampler" in given:
         given["sampler"] = comfy.samplers.sampler_object(given["sampler"])
-    files = set(folders.iterdir())
+    files = set(ld3_folder.iterdir())
     with pytest.raises(ValueError) as caught:
         distill(**given)
     assert str(caught.value).startswith("LD3 Distill Solver: ")
-    for part in said:
+    for part in parts:
         assert part in str(caught.value)
-    assert set(folders.iterdir()) == files
+    assert set(ld3_folder.iterdir()) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["fewer", "moved"])
 def test_a_sampler_with_extras_refuses_other_sigmas(
-    change: str, train: Any, inputs: dict[str, Any]
+    change: str, train: Any, demo_inputs: dict[str, Any]
 ) -> None:
     sigmas, sampler, *_ = train()
     other = sigmas[1:] if change == "fewer" else sigmas * torch.tensor([1, 0.9, 1, 1])
-    with pytest.raises(ValueError, match="decoupled times for the 3 steps.*LD3 KSampler"):
-        custom(inputs, sampler, other)
+    with pytest.raises(ValueError, match="decoupled times.* 3 steps.*LD3 KSampler"):
+        custom(demo_inputs, sampler, other)
 
 
-def test_a_lower_denoise_leaves_extras_out_and_says_so(
+@pytest.mark.slow
+def test_a_lower_denoise_samples_without_extras_and_warns(
     train: Any, sample: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     schedule = train()[2]
     with caplog.at_level(logging.WARNING):
         result = sample(schedule, denoise=0.6)
-    assert "its decoupled times are left out" in caplog.text
+    assert "its decoupled times are not used" in caplog.text
     plain = replace(schedule, info=replace(schedule.info, extras=[]))
     plain = replace(plain, table=replace(plain.table, eval_sigmas=plain.table.state_sigmas))
     assert torch.equal(result, sample(plain, denoise=0.6))
 
 
-def test_files_of_format_1_still_load(tmp_path: Any, inputs: dict[str, Any]) -> None:
-    sigmas = samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 4, 1.0)
-    path = save(plain_schedule(inputs["model"], "dpmpp_2m", sigmas), tmp_path, "old")
+def test_files_of_format_1_still_load(tmp_path: Any, demo_inputs: dict[str, Any]) -> None:
+    sigmas = core_samplers.scheduler_sigmas(demo_inputs["model"], "euler", "karras", 4, 1.0)
+    path = save(plain_schedule(demo_inputs["model"], "dpmpp_2m", sigmas), tmp_path, "old")
     with safetensors.safe_open(path, framework="pt") as file:
         info = json.loads(file.metadata()["ld3"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -430,31 +425,31 @@ def test_files_of_format_1_still_load(tmp_path: Any, inputs: dict[str, Any]) -> 
     assert loaded.info.extras == [] and torch.equal(loaded.sigmas, sigmas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["gradient (LD3 paper)", "gradient (Adam, thorough)"])
-def test_the_gradient_optimizers_learn_and_leave_the_model_alone(
-    optimizer: str, train: Any, inputs: dict[str, Any], pack: ModuleType
+def test_the_gradient_optimizers_learn_and_do_not_change_the_model(
+    optimizer: str, train: Any, demo_inputs: dict[str, Any]
 ) -> None:
     euler = comfy.samplers.sampler_object("euler")
-    sigmas = samplers.scheduler_sigmas(inputs["model"], "euler", "karras", 3, 1.0)
-    before = custom(inputs, euler, sigmas)
-    weights = {k: v.clone() for k, v in inputs["model"].model.state_dict().items()}
+    sigmas = core_samplers.scheduler_sigmas(demo_inputs["model"], "euler", "karras", 3, 1.0)
+    before = custom(demo_inputs, euler, sigmas)
+    weights = {k: v.clone() for k, v in demo_inputs["model"].model.state_dict().items()}
     with torch.inference_mode():  # as ComfyUI runs nodes
         learned = train(
             optimizer=optimizer, name="gradient", soft_radius=0.5, iterations=1, training_noises=4
         )
-    assert torch.equal(custom(inputs, euler, sigmas), before)
-    after = inputs["model"].model.state_dict()
+    assert torch.equal(custom(demo_inputs, euler, sigmas), before)
+    after = demo_inputs["model"].model.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in weights.items())
     info = learned[2].info
     assert info.method == "gradient" and info.settings["gradient"]["radius"] == 0.5
-    assert not sys.modules["comfy.model_management"].in_training
+    assert not comfy.model_management.in_training
     assert info.report["training_calls"] > 0
 
 
-def test_images_can_be_compared_instead_of_latents(train: Any, demo: tuple[Any, Any]) -> None:
-    learned = train(
-        distance="pixel-l2", vae=demo[1], name="pixels", iterations=1, training_noises=4
-    )
+@pytest.mark.slow
+def test_images_can_be_compared_instead_of_latents(train: Any, vae: Any) -> None:
+    learned = train(distance="pixel-l2", vae=vae, name="pixels", iterations=1, training_noises=4)
     assert learned[2].info.settings["distance"] == "pixel-l2"
 
 
@@ -469,53 +464,53 @@ def random_squeezenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(known, "lpips", ([str(tmp_path)], {".pth", ".safetensors"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", ["gauss-newton (fast, no autograd)", "gradient (Adam, thorough)"]
 )
 def test_both_optimizers_learn_by_lpips(
-    optimizer: str, train: Any, demo: tuple[Any, Any], random_squeezenet: None
+    optimizer: str, train: Any, vae: Any, random_squeezenet: None
 ) -> None:
     latent = {"samples": torch.zeros((1, 3, 24, 24)), "downscale_ratio_spacial": 1}
     with torch.inference_mode():  # as ComfyUI runs nodes
         info = train(
-            distance="lpips-squeeze", vae=demo[1], name="lpips", latent_image=latent,
+            distance="lpips-squeeze", vae=vae, name="lpips", latent_image=latent,
             optimizer=optimizer, steps=2, iterations=1, training_noises=4,
         )[2].info  # fmt: skip
     assert info.settings["distance"] == "lpips-squeeze"
     assert all(entry["error"] > 0 for entry in info.report["history"])
 
 
-def test_images_too_small_for_the_network_are_refused_before_any_work(
-    train: Any, demo: tuple[Any, Any], random_squeezenet: None
+def test_images_too_small_for_the_network_are_refused(
+    train: Any, vae: Any, random_squeezenet: None
 ) -> None:
     with pytest.raises(ValueError, match="LD3 Train Schedule: .*8.*17"):
-        train(distance="lpips-squeeze", vae=demo[1], name="small")
+        train(distance="lpips-squeeze", vae=vae, name="small")
 
 
-def test_a_missing_perceptual_network_is_named_before_any_work(
-    train: Any, demo: tuple[Any, Any], folders: Any
+def test_a_missing_lpips_network_is_named_and_nothing_is_saved(
+    train: Any, vae: Any, ld3_folder: Path
 ) -> None:
-    files = set(folders.iterdir())
+    files = set(ld3_folder.iterdir())
     with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79.pth.*lpips"):
-        train(distance="lpips-alex", vae=demo[1], name="lpips")
-    assert set(folders.iterdir()) == files
+        train(distance="lpips-alex", vae=vae, name="lpips")
+    assert set(ld3_folder.iterdir()) == files
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "parts"),
     [
         ({"spread": 0.8, "heldout_error": 0.0}, ["80%", "Use more steps"]),
-        ({"spread": 0.95, "heldout_error": 1e9}, ["came nearer", "1e+09", "training_noises"]),
-        ({"spread": 0.95, "heldout_error": 2e-9, "training_error": 1e-10}, ["by heart", "1e-10"]),
+        ({"spread": 0.95, "heldout_error": 1e9}, ["closer", "1e+09", "training_noises"]),
+        ({"spread": 0.95, "heldout_error": 2e-9, "training_error": 1e-10}, ["overfitted", "1e-10"]),
         ({"spread": 0.95, "heldout_error": 0.0}, []),
     ],
 )
-def test_results_that_disappoint_are_said(
-    changed: dict[str, float], said: list[str], train: Any
+def test_poor_results_have_warnings(
+    changed: dict[str, float], parts: list[str], train: Any, pack: ModuleType
 ) -> None:
+    messages = sys.modules[f"{pack.__name__}.nodes.messages"]
     schedule = train(learn="time steps", name="plain", iterations=1)[2]
-    report = schedule.info.report | changed
-    info = replace(schedule.info, report=report)
-    result = TrainingResult(replace(schedule, info=info), Path("x"), trained=True, seconds=1.0)
-    assert all(part in " ".join(result.warnings()) for part in said)
-    assert bool(result.warnings()) == bool(said)
+    warnings = messages.training_warnings(Report.from_json(schedule.info.report | changed))
+    assert all(part in " ".join(warnings) for part in parts)
+    assert bool(warnings) == bool(parts)

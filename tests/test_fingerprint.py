@@ -1,4 +1,4 @@
-"""The fingerprint tells models apart and stays the same for one model, on the real demo model."""
+"""Different models have different fingerprints, and one model always has the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import comfy.model_management
 import pytest
 import torch
 
-from demo.model import encode_prompt, load_demo_model
+from demo.demo_model import encode_prompt, load_demo_model
 from ld3.comfy.fingerprint import model_fingerprint, patches_of, settings_hash
 
 
@@ -53,7 +53,7 @@ def test_loading_and_unloading_does_not_change_the_fingerprint(model: Any) -> No
         assert model_fingerprint(either) == before
 
 
-def test_a_lora_merged_into_the_weights_at_the_moment_is_no_other_base_model(model: Any) -> None:
+def test_merging_a_lora_into_the_weights_does_not_change_the_fingerprint(model: Any) -> None:
     with_lora, plain = patched(model, lora(1.0)), model.model.state_dict()
     before = model_fingerprint(model), model_fingerprint(with_lora)
     with_lora.patch_model()
@@ -80,7 +80,7 @@ def test_other_weights_and_patches_have_other_fingerprints(model: Any) -> None:
     assert len(set(found)) == len(found)
 
 
-def test_any_retrained_layer_out_of_a_few_is_noticed(model: Any) -> None:
+def test_any_32_changed_weights_change_the_fingerprint(model: Any) -> None:
     """A fine-tuned checkpoint changes (nearly) all weights; the sample must not depend on luck."""
     before, weights = model_fingerprint(model), model.model.state_dict()
     noticed = 0
@@ -101,7 +101,7 @@ def chunks(names: list[str], size: int) -> Iterator[list[str]]:
         yield names[i : i + size]
 
 
-def test_the_settings_hash_tells_settings_and_conditionings_apart() -> None:
+def test_different_settings_and_conditionings_have_different_hashes() -> None:
     settings = {"steps": 5, "cfg": 1.0}
     apple, heart = encode_prompt("red apple")[0], encode_prompt("red heart")[0]
     latent = torch.zeros(1, 3, 32, 32)
@@ -145,12 +145,12 @@ def with_guidance(model: Any, strength: float) -> Any:
     return clone
 
 
-def test_a_function_patched_into_a_model_counts_with_its_constants(model: Any) -> None:
+def test_the_hash_covers_the_constants_of_a_patched_function(model: Any) -> None:
     assert hash_of(with_guidance(model, 0.5)) == hash_of(with_guidance(model, 0.5))
     assert len({hash_of(m) for m in (model, *(with_guidance(model, s) for s in (0.5, 0.7)))}) == 3
 
 
-def test_an_object_in_a_condition_counts_with_its_constants() -> None:
+def test_the_hash_covers_the_constants_of_an_object_in_a_condition() -> None:
     class Control:
         def __init__(self, strength: float) -> None:
             self.strength = strength
@@ -162,7 +162,7 @@ def test_an_object_in_a_condition_counts_with_its_constants() -> None:
     assert settings_hash({}, condition(1.0)) != settings_hash({}, condition(0.5))
 
 
-def test_noise_levels_patched_onto_a_model_count_and_loading_them_does_not(
+def test_patched_noise_levels_change_the_fingerprint_and_loading_them_does_not(
     model: Any, flow_model: Any
 ) -> None:
     patched = flow_model(model, 3.0)

@@ -11,12 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import pytest
 import torch
 
 FILE = Path(__file__).parent / "data" / "fixed_settings.json"
-SIZE = 8  # of a latent; the demo model works at any multiple of 8
 COMMON = {
     "seed": 0,
     "teacher_sampler": "dpmpp_2m",
@@ -42,38 +40,23 @@ SETTINGS = {
 }  # fmt: skip
 REPORTED = ("start", "chosen", "heldout_error", "teacher_calls", "training_calls", "report_calls")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def learned(
-    pack_nodes: dict[str, type], tmp_path_factory: pytest.TempPathFactory
+    pack_nodes: dict[str, type], demo_inputs: dict[str, Any], ld3_folder: Path
 ) -> dict[str, dict[str, Any]]:
     """What every setting learns on this machine, and D-ODE's lambdas for the first."""
-    before = folder_paths.get_temp_directory(), folder_paths.folder_names_and_paths["ld3"]
-    folder_paths.set_temp_directory(str(tmp_path_factory.mktemp("temp")))
-    saved = str(tmp_path_factory.mktemp("ld3"))
-    folder_paths.folder_names_and_paths["ld3"] = ([saved], {".safetensors"})
-    prompt = pack_nodes["LD3DemoPrompt"]
-    inputs = {
-        "model": pack_nodes["LD3DemoModel"].execute(batch_size=1)[0],
-        "positive": prompt.execute(text="grinning face")[0],
-        "negative": prompt.execute(text="")[0],
-        "latent_image": {"samples": torch.zeros(1, 3, SIZE, SIZE), "downscale_ratio_spacial": 1},
-        "name": "fixed",
+    inputs = demo_inputs | {"name": "fixed"}
+    schedules = {
+        name: pack_nodes["LD3TrainSchedule"].execute(**inputs, **{**COMMON, **settings})[2]
+        for name, settings in SETTINGS.items()
     }
-    try:
-        schedules = {
-            name: pack_nodes["LD3TrainSchedule"].execute(**inputs, **{**COMMON, **settings})[2]
-            for name, settings in SETTINGS.items()
-        }
-        schedules["distilled"] = pack_nodes["LD3DistillSolver"].execute(
-            **inputs, cfg=1.0, seed=0, teacher_sampler="dpmpp_2m", training_noises=4, batch_size=4,
-            schedule=schedules["steps alone"],
-        )[2]  # fmt: skip
-    finally:
-        folder_paths.set_temp_directory(before[0])
-        folder_paths.folder_names_and_paths["ld3"] = before[1]
+    schedules["distilled"] = pack_nodes["LD3DistillSolver"].execute(
+        **inputs, cfg=1.0, seed=0, teacher_sampler="dpmpp_2m", training_noises=4, batch_size=4,
+        schedule=schedules["steps alone"],
+    )[2]  # fmt: skip
     return {name: numbers(schedule) for name, schedule in schedules.items()}
 
 

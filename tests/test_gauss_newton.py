@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problems.mixtures import mixture_denoiser
 from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
-from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA, StepParameters
-from ld3.rollout import rollout
-from ld3.solver import Sampler
-from ld3.student import Student
-from ld3.teacher import Pairs
+from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA
+from ld3.table import rollout
+from ld3.teacher import TeacherSamples
+from ld3.tracing import TracedSampler
 from ld3.training.gauss_newton import (
     GaussNewton,
     GaussNewtonSettings,
+    calls_per_noise,
     damped_step,
     normal_equations,
 )
-from ld3.training.gradient import differentiable_rollout, differentiable_table
+from ld3.training.gradient.differentiable_rollout import (
+    differentiable_rollout,
+    differentiable_table,
+)
+from ld3.training.validation import Objective
+
+from .exact_problems import mixture_denoiser, parameters_of
 
 VARIANCES = torch.tensor([4.0, 0.25, 0.01], dtype=torch.float64)
 
@@ -37,7 +41,7 @@ def euler(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
 
 
 def midpoint(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
-    """Two calls a step but for the last; the second one between the levels."""
+    """Two calls per step except the last; the second one between the levels."""
     for s, t in zip(sigmas, sigmas[1:], strict=False):
         slope = (x - model(x, s * x.new_ones(len(x)))) / s
         if t > 0:
@@ -48,14 +52,19 @@ def midpoint(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
     return x
 
 
-def mixture(flow: bool = False) -> Model:
+EULER, MIDPOINT = TracedSampler(euler), TracedSampler(midpoint)
+
+
+def mixture(flow: bool = False, batch_size: int = 4) -> Model:
     """Five components in four dimensions."""
     generator = torch.Generator().manual_seed(2)
     means = 2 * torch.randn(5, 4, generator=generator)
     denoise = mixture_denoiser(means, torch.full((5,), 0.8), torch.zeros(5), flow)
-    if flow:
-        return Model(denoise, LOGIT_SIGMA, 0.001, 1.0, lambda n, x, s: s * n + (1 - s) * x)
-    return Model(denoise, LOG_SIGMA, 0.03, 20.0)
+    if not flow:
+        return Model(denoise, LOG_SIGMA, 0.03, 20.0, batch_size=batch_size)
+    return Model(
+        denoise, LOGIT_SIGMA, 0.001, 1.0, lambda n, x, s: s * n + (1 - s) * x, batch_size=batch_size
+    )
 
 
 def gaussian() -> Model:
@@ -65,49 +74,44 @@ def gaussian() -> Model:
         v = VARIANCES.to(x)
         return v / (v + sigma.reshape(-1, 1) ** 2) * x
 
-    return Model(denoise, LOG_SIGMA, 0.01, 10.0)
+    return Model(denoise, LOG_SIGMA, 0.01, 10.0, batch_size=8)
 
 
-def exact_pairs(count: int, start: float) -> Pairs:
+def exact_samples(count: int, start: float) -> TeacherSamples:
     """Start noises of `gaussian` and where the exact ODE takes them."""
     noise = torch.randn(count, 3, generator=torch.Generator().manual_seed(4))
     scale = (VARIANCES / (VARIANCES + start**2)).sqrt()
-    return Pairs(noise, torch.zeros_like(noise), (start * noise * scale).float())
+    return TeacherSamples(noise, torch.zeros_like(noise), (start * noise * scale).float())
 
 
-def student(
-    model: Model, levels: StepParameters, steps: int, function: Any = euler, decoupled: bool = False
-) -> Student:
-    calls = Sampler(function).table(torch.linspace(1, 0, steps + 1)).model_calls
-    return Student(Sampler(function), levels, model, steps, calls, decoupled)
-
-
-def pairs(count: int, elements: int = 4, dtype: torch.dtype = torch.float32) -> Pairs:
+def some_samples(
+    count: int, elements: int = 4, dtype: torch.dtype = torch.float32
+) -> TeacherSamples:
     generator = torch.Generator().manual_seed(3)
     noise, target = torch.randn(2, count, elements, generator=generator).to(dtype)
-    return Pairs(noise, torch.zeros_like(noise), 2 * target)
+    return TeacherSamples(noise, torch.zeros_like(noise), 2 * target)
 
 
 @pytest.mark.parametrize("name", LATENT_DISTANCES)
-@pytest.mark.parametrize("function", [euler, midpoint])
+@pytest.mark.parametrize("sampler", [EULER, MIDPOINT], ids=["euler", "midpoint"])
 @pytest.mark.parametrize("flow", [False, True])
 def test_normal_equations_are_those_of_autograd(
-    name: str, function: Callable[..., Tensor], flow: bool
+    name: str, sampler: TracedSampler, flow: bool
 ) -> None:
-    model, batch, distance = mixture(flow), pairs(6, dtype=torch.float64), Distance(name)
-    parameters = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
+    model, samples = mixture(flow), some_samples(6, dtype=torch.float64)
+    objective = Objective(model, Distance(name))
+    parameters = parameters_of(model, sampler, 4)
     u = model.coordinate.from_sigma(model.sigma_max * torch.tensor([0.6, 0.25, 0.05]))
-    learned = student(model, parameters, 4, function)
-    a, g = normal_equations(learned, u, batch, distance, 4, difference=2e-3)
+    a, g = normal_equations(objective, parameters, u, samples, difference=2e-3)
 
     def result(u: Tensor) -> Tensor:
-        ends = u.new_tensor([parameters.start, parameters.end])
+        ends = u.new_tensor([model.sigma_max, 0.0])
         sigmas = torch.cat([ends[:1], model.coordinate.to_sigma(u), ends[1:]])
-        return function(model.denoise, parameters.start * batch.noise, sigmas)
+        return sampler.function(model.denoise, model.sigma_max * samples.noise, sigmas)
 
     jacobian = torch.func.jacrev(result)(u).reshape(6, 4, 3)
-    residual = result(u) - batch.target
-    weights = distance.weights(residual).double().expand(6, 4)
+    residual = result(u) - samples.target
+    weights = objective.distance.weights(residual).double().expand(6, 4)
     scale = a.diagonal().sqrt()
     exact_a = torch.einsum("bd,bdk,bdl->kl", weights, jacobian, jacobian) / residual.numel()
     exact_g = torch.einsum("bd,bdk,bd->k", weights, jacobian, residual) / residual.numel()
@@ -120,33 +124,32 @@ def test_normal_equations_are_those_of_autograd(
 def test_a_jacobian_costs_n_plus_n_over_two_times_n_minus_one_calls(
     steps: int, noises: int, batch_size: int
 ) -> None:
-    model = mixture()
-    parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
+    model = mixture(batch_size=batch_size)
     u = torch.linspace(2.5, -2, steps - 1, dtype=torch.float64)
-    learned = student(model, parameters, steps)
-    normal_equations(learned, u, pairs(noises), Distance(), batch_size, 0.05)
+    parameters, objective = parameters_of(model, EULER, steps), Objective(model, Distance())
+    normal_equations(objective, parameters, u, some_samples(noises), 0.05)
     assert model.calls == noises * (steps + steps * (steps - 1) // 2)
+    assert calls_per_noise(parameters, u, 0.05) == steps + steps * (steps - 1) // 2
 
 
 def test_normal_equations_do_not_depend_on_the_batch_size() -> None:
-    parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.tensor([1.5, 0.0], dtype=torch.float64)
-    results = [
-        normal_equations(student(mixture(), parameters, 3), u, pairs(5), Distance(), size, 0.05)
-        for size in (1, 2, 5)
-    ]
+    results = []
+    for size in (1, 2, 5):
+        model = mixture(batch_size=size)
+        objective, parameters = Objective(model, Distance()), parameters_of(model, EULER, 3)
+        results.append(normal_equations(objective, parameters, u, some_samples(5), 0.05))
     for a, g in results[1:]:
         torch.testing.assert_close(a, results[0][0], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(g, results[0][1], rtol=1e-3, atol=1e-6)
 
 
 def test_every_rollout_is_announced_with_its_own_sigmas() -> None:
-    model, announced = mixture(), []
+    model, announced = mixture(batch_size=2), []
     model.begin_rollout = lambda sigmas: announced.append(sigmas.clone())
-    parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
-    u = torch.tensor([1.5, 0.0], dtype=torch.float64)
-    normal_equations(student(model, parameters, 3), u, pairs(2), Distance(), 2, 0.05)
-    assert len(announced) == 3 and torch.equal(announced[0], parameters.sigmas(u))
+    u, parameters = torch.tensor([1.5, 0.0], dtype=torch.float64), parameters_of(model, EULER, 3)
+    normal_equations(Objective(model, Distance()), parameters, u, some_samples(2), 0.05)
+    assert len(announced) == 3 and torch.equal(announced[0], parameters.levels.sigmas(u))
     changed = [(s != announced[0]).nonzero().flatten().tolist() for s in announced]
     assert changed == [[], [2], [1]]
 
@@ -158,13 +161,13 @@ def test_a_damped_step_solves_the_damped_system() -> None:
         step = damped_step(a, g, damping)
         residual = (a + damping * torch.diag(a.diagonal())) @ step + g
         assert float(residual.abs().max()) < 1e-9
-    # coordinates in other units make the same move
+    # coordinates in other units make the same step
     units = torch.tensor([1.0, 20.0, 0.1, 10.0], dtype=torch.float64)
     scaled = damped_step(units[:, None] * a * units, units * g, 0.1)
     torch.testing.assert_close(units * scaled, damped_step(a, g, 0.1), rtol=1e-4, atol=1e-7)
 
 
-def test_a_level_without_effect_stays_put() -> None:
+def test_a_level_without_effect_does_not_move() -> None:
     a = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 3.0]], dtype=torch.float64)
     g = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
     step = damped_step(a, g, 0.1)
@@ -173,99 +176,100 @@ def test_a_level_without_effect_stays_put() -> None:
     torch.testing.assert_close(step[::2], alone)
 
 
-def test_a_model_on_which_no_level_has_an_effect_moves_nothing() -> None:
+def test_where_no_level_has_an_effect_nothing_moves() -> None:
     nothing = torch.zeros(3, 3, dtype=torch.float64)
     assert damped_step(nothing, nothing[0], 0.1).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_the_descent_visits_the_best_schedule_of_a_grid(steps: int) -> None:
-    model, batch = gaussian(), exact_pairs(8, 10.0)
-    parameters = StepParameters(LOG_SIGMA, 10.0, 0.01)
-    table_of = Sampler(euler).table
+    model, samples = gaussian(), exact_samples(8, 10.0)
+    parameters = parameters_of(model, EULER, steps)
 
     def error(u: Tensor) -> float:
-        result, _ = rollout(table_of(parameters.sigmas(u)), model.denoise, [10 * batch.noise])
-        return float((result - batch.target).square().mean())
+        table = parameters.discretization(u).table
+        result, _ = rollout(table, model.denoise, [10 * samples.noise])
+        return float((result - samples.target).square().mean())
 
     axis = torch.linspace(1.8, -3.8, 57 if steps == 2 else 29, dtype=torch.float64).tolist()
     grid = itertools.combinations(axis, steps - 1)
     best = min(error(torch.tensor(u, dtype=torch.float64)) for u in grid)
     start = torch.tensor([-1.0, -3.0][: steps - 1], dtype=torch.float64)
-    learned = student(model, parameters, steps)
-    descent = GaussNewton(learned, start, 25, GaussNewtonSettings(difference=0.02))
-    # averaged over iterations it circles the optimum; the training loop keeps the best it visited
-    visited = [error(descent.step(batch, Distance("l2"), 8)) for _ in range(25)]
+    settings = GaussNewtonSettings(difference=0.02)
+    descent = GaussNewton(Objective(model, Distance("l2")), parameters, start, 25, settings)
+    # averaged over iterations it circles the optimum; a training keeps the best it visited
+    visited = [error(descent.step(samples)) for _ in range(25)]
     assert min(visited) <= 1.002 * best < 0.7 * error(start)
 
 
 def test_a_descent_moves_no_level_further_than_its_cap_and_keeps_the_order() -> None:
-    model, settings = mixture(), GaussNewtonSettings(largest_step=0.2, smallest_step=0.05)
-    parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
+    settings = GaussNewtonSettings(largest_step=0.2, smallest_step=0.05)
+    model = mixture(batch_size=8)
     u = torch.tensor([2.9, 2.7, -3.0, -3.3], dtype=torch.float64)
-    descent = GaussNewton(student(model, parameters, 5), u, 4, settings)
+    objective, parameters = Objective(model, Distance()), parameters_of(model, EULER, 5)
+    descent = GaussNewton(objective, parameters, u, 4, settings)
     caps = torch.logspace(0, 3, 4, base=0.25 ** (1 / 3)) * 0.2
     for cap in caps:
-        old, new = descent.theta, descent.step(pairs(8), Distance(), 8)
+        old, new = descent.theta, descent.step(some_samples(8))
         assert 0 < float((new - old).abs().max()) <= float(cap) + 0.02
         assert bool((new.diff() < 0).all())
 
 
-@pytest.mark.parametrize("function", [euler, midpoint])
+@pytest.mark.parametrize("sampler", [EULER, MIDPOINT], ids=["euler", "midpoint"])
 @pytest.mark.parametrize("flow", [False, True])
 def test_decoupled_times_are_differentiated_as_autograd_does(
-    function: Callable[..., Tensor], flow: bool
+    sampler: TracedSampler, flow: bool
 ) -> None:
-    model, batch = mixture(flow), pairs(6, dtype=torch.float64)
-    parameters = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
-    learned = student(model, parameters, 3, function, decoupled=True)
+    model, samples = mixture(flow), some_samples(6, dtype=torch.float64)
+    parameters = parameters_of(model, sampler, 3, decoupled=True)
     u = model.coordinate.from_sigma(model.sigma_max * torch.tensor([0.5, 0.1]))
-    offsets = torch.linspace(-0.3, 0.2, learned.calls - 1, dtype=torch.float64)
+    offsets = torch.linspace(-0.3, 0.2, parameters.calls - 1, dtype=torch.float64)
     theta = torch.cat([u, offsets])
-    a, g = normal_equations(learned, theta, batch, Distance("l2"), 4, difference=2e-3)
+    objective = Objective(model, Distance("l2"))
+    a, g = normal_equations(objective, parameters, theta, samples, difference=2e-3)
 
     def result(theta: Tensor) -> Tensor:
-        weights, eval_sigmas = differentiable_table(learned, theta)
-        x = parameters.start * batch.noise
+        weights, eval_sigmas = differentiable_table(parameters, theta)
+        x = model.sigma_max * samples.noise
         return differentiable_rollout(weights, eval_sigmas, model.denoise, x)
 
     def loss(theta: Tensor) -> Tensor:
-        return 0.5 * (result(theta) - batch.target).square().mean()
+        return 0.5 * (result(theta) - samples.target).square().mean()
 
     leaf = theta.clone().requires_grad_()
     loss(leaf).backward()
-    size = (result(theta) - batch.target).square().mean().sqrt()
+    size = (result(theta) - samples.target).square().mean().sqrt()
     assert leaf.grad is not None
     assert ((g - leaf.grad).abs() <= 1e-2 * a.diagonal().sqrt() * size).all()
 
 
 def test_decoupled_times_cost_the_calls_after_them_only() -> None:
-    model = mixture()
-    learned = student(model, StepParameters(LOG_SIGMA, 20.0, 0.03), 4, decoupled=True)
-    theta = learned.start(torch.tensor([2.0, 0.5, -1.5], dtype=torch.float64))
-    normal_equations(learned, theta, pairs(3), Distance(), 3, 0.05)
+    model = mixture(batch_size=3)
+    parameters = parameters_of(model, EULER, 4, decoupled=True)
+    theta = parameters.extended(torch.tensor([2.0, 0.5, -1.5], dtype=torch.float64))
+    normal_equations(Objective(model, Distance()), parameters, theta, some_samples(3), 0.05)
     levels, times = 3 + 2 + 1, 3 + 2 + 1
     assert model.calls == 3 * (4 + levels + times)
+    assert calls_per_noise(parameters, theta, 0.05) == 4 + levels + times
 
 
 def test_images_are_compared_by_the_normal_equations_of_their_features() -> None:
-    model, batch = mixture(), pairs(5, dtype=torch.float64)
-    parameters = StepParameters(LOG_SIGMA, 20.0, 0.03)
-    learned, seen = student(model, parameters, 3), []
+    model, samples = mixture(), some_samples(5, dtype=torch.float64)
+    parameters, seen = parameters_of(model, EULER, 3), []
     u = torch.tensor([1.5, 0.0], dtype=torch.float64)
 
     def features(x: Tensor) -> Tensor:
         seen.append(len(x))
         return torch.cat([torch.tanh(x), 0.3 * x**2], 1)
 
-    distance = Distance("lpips-alex", 1.0, features)
-    a, g = normal_equations(learned, u, batch, distance, 4, difference=2e-3)
+    objective = Objective(model, Distance("lpips-alex", 1.0, features))
+    a, g = normal_equations(objective, parameters, u, samples, difference=2e-3)
     assert set(seen) == {1}  # a network's features of a whole batch would not fit
 
     leaf = u.clone().requires_grad_()
-    weights, levels = differentiable_table(learned, leaf)
-    made = differentiable_rollout(weights, levels, model.denoise, 20 * batch.noise)
-    residual = features(made) - features(batch.target)
+    weights, levels = differentiable_table(parameters, leaf)
+    result = differentiable_rollout(weights, levels, model.denoise, 20 * samples.noise)
+    residual = features(result) - features(samples.target)
     rows = [torch.autograd.grad(r, leaf, retain_graph=True)[0] for r in residual.flatten()]
     jacobian, residual = torch.stack(rows).reshape(5, 8, 2), residual.detach()
     exact_a = torch.einsum("bdk,bdl->kl", jacobian, jacobian) / residual.numel()

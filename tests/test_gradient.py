@@ -10,25 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld3.comfy.samplers import coordinate, sampler_object, traceable
+from ld3.comfy.core_samplers import coordinate, sampler_object, traced_sampler
 from ld3.metrics import Distance
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, StepParameters
-from ld3.recompute import GradientError, recomputed
-from ld3.rollout import rollout
-from ld3.student import Student
-from ld3.teacher import Pairs
-from ld3.training.gradient import (
-    ADAM,
-    PAPER,
-    GradientDescent,
-    GradientSettings,
+from ld3.solver_parameters import SolverParameters
+from ld3.table import rollout
+from ld3.teacher import TeacherSamples
+from ld3.training.gradient.descent import GradientDescent, projected
+from ld3.training.gradient.differentiable_rollout import (
     SoftmaxSteps,
     backward_loss,
     differentiable_rollout,
     differentiable_table,
-    projected,
 )
+from ld3.training.gradient.gradient_settings import ADAM, PAPER, GradientSettings
+from ld3.training.gradient.recompute import GradientError, recomputed
+from ld3.training.validation import Objective
+
+from .exact_problems import parameters_of
 
 DETERMINISTIC = (
     "euler", "heun", "heunpp2", "exp_heun_2_x0", "dpm_2", "lms", "dpmpp_2m", "ipndm", "ipndm_v",
@@ -66,27 +66,28 @@ def smooth_model(kind: str) -> tuple[Model, Any]:
     return Model(denoise, coordinate(sampling), least, most), sampling
 
 
-def student(
-    kind: str, sampler: str, steps: int = 4, decoupled: bool = True, order: int = 0
-) -> Student:
+def learned(
+    kind: str, sampler: str, decoupled: bool = True, order: int = 0
+) -> tuple[Model, SolverParameters]:
+    """A smooth model, and what is learned of a sampler at 4 steps."""
     model, sampling = smooth_model(kind)
-    traced = traceable(sampler_object(sampler), sampling)
-    levels = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
-    calls = traced.table(torch.linspace(1, 0, steps + 1) * model.sigma_max).model_calls
-    return Student(traced, levels, model, steps, calls, decoupled, order)
+    traced = traced_sampler(sampler_object(sampler), sampling)
+    return model, parameters_of(model, traced, 4, decoupled=decoupled, order=order)
 
 
-def parameters(learned: Student) -> Tensor:
-    """Some theta with all its entries in use."""
-    upper, lower = learned.levels.bounds()
-    u = torch.linspace(upper, lower, learned.steps + 1, dtype=torch.float64)[1:-1]
-    offsets = 0.1 * torch.sin(torch.arange(learned.size - len(u), dtype=torch.float64) + 1)
+def some_theta(parameters: SolverParameters) -> Tensor:
+    """A theta without zeros."""
+    upper, lower = parameters.levels.bounds()
+    u = torch.linspace(upper, lower, parameters.steps + 1, dtype=torch.float64)[1:-1]
+    offsets = 0.1 * torch.sin(torch.arange(parameters.size - len(u), dtype=torch.float64) + 1)
     return torch.cat([u, offsets])
 
 
-def loss_of(learned: Student, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-    weights, levels = differentiable_table(learned, theta)
-    result = differentiable_rollout(weights, levels, recomputed(learned.model), x)
+def loss_of(
+    model: Model, parameters: SolverParameters, theta: Tensor, x: Tensor, target: Tensor
+) -> Tensor:
+    weights, levels = differentiable_table(parameters, theta)
+    result = differentiable_rollout(weights, levels, recomputed(model), x)
     return (result - target).square().mean()
 
 
@@ -95,30 +96,28 @@ def loss_of(learned: Student, theta: Tensor, x: Tensor, target: Tensor) -> Tenso
 def test_gradients_to_everything_learned_and_to_noise_match_central_differences(
     sampler: str, kind: str
 ) -> None:
-    learned = student(kind, sampler, order=1)
+    model, parameters = learned(kind, sampler, order=1)
     generator = torch.Generator().manual_seed(2)
     noise, target = torch.randn(2, 3, 6, generator=generator).double()
-    x = learned.levels.start * noise
-    theta, x = parameters(learned).requires_grad_(), x.requires_grad_()
-    to_theta, to_x = torch.autograd.grad(loss_of(learned, theta, x, target), [theta, x])
+    x = parameters.levels.start * noise
+    theta, x = some_theta(parameters).requires_grad_(), x.requires_grad_()
+
+    def loss(theta: Tensor, x: Tensor) -> Tensor:
+        return loss_of(model, parameters, theta, x, target)
+
+    to_theta, to_x = torch.autograd.grad(loss(theta, x), [theta, x])
     with torch.no_grad():
         measured = torch.zeros_like(theta)
         for k in range(len(theta)):
             h = torch.zeros_like(theta)
             h[k] = 1e-4
             # fourth order: rounding and truncation both stay below the tolerance
-            near, far = (
-                loss_of(learned, theta + m * h, x, target)
-                - loss_of(learned, theta - m * h, x, target)
-                for m in (1, 2)
-            )
+            near, far = (loss(theta + m * h, x) - loss(theta - m * h, x) for m in (1, 2))
             measured[k] = (8 * near - far) / 12e-4
         direction = to_x / to_x.norm()
-        h = 1e-4 * learned.levels.start
+        h = 1e-4 * parameters.levels.start
         near, far = (
-            loss_of(learned, theta, x + m * h * direction, target)
-            - loss_of(learned, theta, x - m * h * direction, target)
-            for m in (1, 2)
+            loss(theta, x + m * h * direction) - loss(theta, x - m * h * direction) for m in (1, 2)
         )
         along = (8 * near - far) / (12 * h)
     assert float((to_theta - measured).norm() / measured.norm()) <= 1e-6
@@ -126,10 +125,10 @@ def test_gradients_to_everything_learned_and_to_noise_match_central_differences(
 
 
 def test_a_recomputed_call_counts_forward_repetition_and_backward() -> None:
-    learned = student("eps", "euler")
+    model, parameters = learned("eps", "euler")
     x = torch.randn(3, 6).double()
-    loss_of(learned, parameters(learned).requires_grad_(), x, x).backward()
-    assert learned.model.calls == 3 * learned.calls * 4
+    loss_of(model, parameters, some_theta(parameters).requires_grad_(), x, x).backward()
+    assert model.calls == 3 * parameters.calls * 4
 
 
 def test_a_secant_over_time_replaces_the_networks_own_derivative() -> None:
@@ -145,19 +144,19 @@ def test_a_secant_over_time_replaces_the_networks_own_derivative() -> None:
 
 
 def test_a_model_with_a_memory_is_refused() -> None:
-    asked = []
+    calls = []
 
     def remembers(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(1)
-        return x * len(asked)
+        calls.append(1)
+        return x * len(calls)
 
     x = torch.ones(1, 2, requires_grad=True)
     output = recomputed(Model(remembers, LOG_SIGMA, 0.1, 10.0))(x, torch.ones(1))
-    with pytest.raises(GradientError, match="differently the second time"):
+    with pytest.raises(GradientError, match="different outputs for the same input"):
         output.sum().backward()
 
 
-def test_softmax_steps_begin_where_they_shall_and_stay_ordered() -> None:
+def test_softmax_steps_begin_at_their_schedule_and_stay_ordered() -> None:
     levels = StepParameters(LOG_SIGMA, 20.0, 0.03)
     u = torch.tensor([2.0, 0.3, -1.0], dtype=torch.float64)
     steps = SoftmaxSteps(levels, u)
@@ -183,35 +182,36 @@ def test_noises_are_projected_onto_the_nearest_point_of_their_ball() -> None:
 
 
 def descent(settings: GradientSettings, decoupled: bool = False) -> GradientDescent:
-    learned = student("eps", "dpmpp_2m", decoupled=decoupled)
-    model = learned.model
+    model, parameters = learned("eps", "dpmpp_2m", decoupled=decoupled)
     smooth = model.denoise
     model.denoise = lambda x, sigma: smooth(x.double(), sigma.double()).to(x)
     noise = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
     levels = torch.linspace(3, -3.5, 30, dtype=torch.float64).exp()
-    exact = learned.sampler.table(torch.cat([levels, torch.zeros(1)]))
-    target = rollout(exact, model.denoise, [learned.levels.start * noise])[0]
-    pairs = Pairs(noise, torch.zeros_like(noise), target)
-    theta = learned.start(torch.tensor([2.5, 2.0, 1.5], dtype=torch.float64))
-    return GradientDescent(learned, theta, pairs, settings, 60)
+    exact = parameters.sampler.table(torch.cat([levels, torch.zeros(1)]))
+    target = rollout(exact, model.denoise, [parameters.levels.start * noise])[0]
+    samples = TeacherSamples(noise, torch.zeros_like(noise), target)
+    theta = parameters.extended(torch.tensor([2.5, 2.0, 1.5], dtype=torch.float64))
+    objective = Objective(model, Distance("l2"))
+    return GradientDescent(objective, parameters, theta, samples, settings, 60)
 
 
 def mean_loss(run: GradientDescent, noise: Tensor) -> Tensor:
-    """Loss of each training pair when its student starts from `noise`."""
-    table = run.student.plan(run.theta().detach()).table
-    model, start = run.student.model, run.student.levels.start
+    """Loss of each training sample when its student starts from `noise`."""
+    table = run.parameters.discretization(run.theta().detach()).table
+    model, start = run.objective.model, run.parameters.levels.start
     result = rollout(table, model.denoise, [start * noise])[0]
-    return Distance("l2").value(result - run.pairs.target)
+    return Distance("l2").value(result - run.samples.target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PAPER, ADAM], ids=["paper", "adam"])
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_the_descent_lowers_the_loss(settings: GradientSettings, decoupled: bool) -> None:
     run = descent(settings, decoupled)
-    before = float(mean_loss(run, run.pairs.noise).mean())
+    before = float(mean_loss(run, run.samples.noise).mean())
     for _ in range(60):
-        run.update(torch.arange(8), Distance("l2"))
-    after = float(mean_loss(run, run.pairs.noise).mean())
+        run.update(torch.arange(8))
+    after = float(mean_loss(run, run.samples.noise).mean())
     assert after < (0.7 if settings.adam else 0.95) * before
 
 
@@ -219,24 +219,24 @@ def test_soft_starts_stay_in_their_ball_and_only_help() -> None:
     run = descent(GradientSettings(radius=0.3, adam=True, noise_rate=0.5, steps_rate=1e-9))
     before = mean_loss(run, run.noise)
     for _ in range(5):
-        run.update(torch.arange(8), Distance("l2"))
-    moved = (run.noise - run.pairs.noise).norm(dim=1)
+        run.update(torch.arange(8))
+    moved = (run.noise - run.samples.noise).norm(dim=1)
     after = mean_loss(run, run.noise)
     assert 0 < float(moved.max()) <= 0.3 * (1 + 1e-5)
     assert (after[moved > 0] < before[moved > 0]).all()
     assert torch.equal(after[moved == 0], before[moved == 0])
 
 
-def test_radius_zero_is_hard_and_the_default_is_the_papers() -> None:
+def test_radius_zero_moves_no_noise_and_the_default_radius_is_the_papers() -> None:
     assert descent(PAPER).radius == pytest.approx(0.001 * 6 / 4**2)
     run = descent(GradientSettings(radius=0.0))
-    run.update(torch.arange(8), Distance("l2"))
-    assert torch.equal(run.noise, run.pairs.noise)
+    run.update(torch.arange(8))
+    assert torch.equal(run.noise, run.samples.noise)
     hard = 8 * 4 * 4
-    assert run.student.model.calls == hard
+    assert run.objective.model.calls == hard
 
 
-def test_decoupled_times_stay_within_half_the_least_gap_of_the_steps() -> None:
+def test_decoupled_times_stay_within_half_the_smallest_gap_of_the_steps() -> None:
     run = descent(GradientSettings(radius=0.0), decoupled=True)
     with torch.no_grad():
         run.extras += 50
@@ -246,7 +246,7 @@ def test_decoupled_times_stay_within_half_the_least_gap_of_the_steps() -> None:
     assert theta[3:].tolist() == pytest.approx([0.5 * float(-ends.diff().max())] * 3, rel=1e-5)
 
 
-def test_a_loss_of_images_goes_back_image_by_image_and_is_the_same() -> None:
+def test_a_loss_of_images_is_differentiated_image_by_image_with_the_same_result() -> None:
     calls = []
 
     def features(x: Tensor) -> Tensor:

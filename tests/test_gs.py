@@ -14,32 +14,32 @@ from torch import Tensor
 from benchmarks.methods import gs
 from benchmarks.problems.mixtures import gmm16
 from benchmarks.problems.noise_levels import karras
-from ld3.comfy import samplers
+from ld3.comfy import core_samplers
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA
-from ld3.rollout import rollout
-from ld3.solver import Plan, Sampler, SolverTable
-from ld3.teacher import Pairs, student_samples, teach
+from ld3.table import SolverTable, rollout
+from ld3.teacher import TeacherSamples, sample_teacher
+from ld3.tracing import TracedSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = replace(gs.PUBLISHED, training_pairs=10, updates=4)
 
 
-def sampler(name: str, **options: Any) -> Sampler:
+def sampler(name: str, **options: Any) -> TracedSampler:
     class Sampling(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EDM):
         pass
 
     sampling = Sampling()
     sampling.set_parameters(0.03, 80.0, 1.0)
-    return samplers.traceable(comfy.samplers.ksampler(name, options), sampling)
+    return core_samplers.traced_sampler(comfy.samplers.ksampler(name, options), sampling)
 
 
-def pairs_of(model: Model, count: int) -> Pairs:
+def pairs_of(model: Model, count: int) -> TeacherSamples:
     sigmas = karras(20, model.sigma_min, model.sigma_max)
     noise = torch.randn(count, 16, generator=torch.Generator().manual_seed(1))
-    plan = Plan(sigmas, sampler("dpmpp_2m").table(sigmas))
+    teacher = sampler("dpmpp_2m").discretization(sigmas)
     with torch.no_grad():
-        return teach(model, plan, noise, torch.zeros_like(noise))
+        return sample_teacher(model, teacher, noise, torch.zeros_like(noise))
 
 
 def updates_of(weights: Tensor, levels: Tensor) -> Tensor:
@@ -169,10 +169,11 @@ def test_calls_counted_are_forward_passes_and_two_per_backward_pass() -> None:
 def test_training_lowers_the_error_on_fresh_noises() -> None:
     model = gmm16()
     pairs = pairs_of(model, 64 + 128)
+    fresh = pairs[64:]
     run = gs.GsTraining(model, 4, pairs[:64], 0, replace(gs.PUBLISHED, updates=150))
     errors = []
-    for plan in (run.plan(), run.run()):
+    for solver in (run.discretization(), run.run()):
         with torch.no_grad():
-            samples = student_samples(model, plan, pairs[64:])[0]
-        errors.append(float((samples - pairs.target[64:]).abs().mean()))
+            samples = model.sample(solver, fresh.noise, fresh.latent)[0]
+        errors.append(float((samples - fresh.target).abs().mean()))
     assert errors[1] < 0.8 * errors[0]

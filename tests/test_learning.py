@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from benchmarks.methods import dispatch, ours
+from benchmarks.methods.trial import Trial
 from benchmarks.problems import mixtures, registry
+from benchmarks.problems.live_model import BATCH, LiveModel
 from benchmarks.problems.problem import Problem
 from benchmarks.suites import learning
 from benchmarks.suites.learning import run
@@ -75,6 +77,7 @@ def test_moments_of_a_mixture_are_those_of_its_samples(model: str) -> None:
     assert torch.allclose(samples.T.cov(), covariance, atol=0.03 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["teacher", "scheduler:karras", "dmn", "gits-dp", "gauss-newton+decoupled"]
 )
@@ -90,6 +93,20 @@ def test_a_row_has_the_keys_and_counts_calls(method: str, few_noises: None) -> N
     else:
         assert (row["model_calls"], row["teacher_calls"]) == (0, 0)
     assert row["sample_calls"] == (20 if method == "teacher" else 4)
+
+
+def test_only_learning_uses_the_training_batch() -> None:
+    problem = registry.load("gmm16")
+
+    def task(live: LiveModel) -> list[int]:
+        model, trial = live.model, Trial(problem, live, "euler", 3, 0)
+        sizes = [model.batch_size]
+        with pytest.raises(KeyboardInterrupt), trial.training_batches():
+            sizes.append(model.batch_size)
+            raise KeyboardInterrupt
+        return [*sizes, model.batch_size]
+
+    assert problem.run(task) == [BATCH, problem.training_batch, BATCH]
 
 
 def test_summary_compares_means_over_seeds_and_judges_the_aims() -> None:

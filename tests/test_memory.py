@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.measures.peak_bytes import PeakBytes, peak_bytes
-from benchmarks.suites.memory import some_student, work_of
+from benchmarks.suites.memory import parameters_of, work_of
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA
-from ld3.solver import Sampler
-from ld3.teacher import Pairs
+from ld3.teacher import TeacherSamples
+from ld3.tracing import TracedSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEGABYTE = 2**20
@@ -43,17 +43,20 @@ def convolutions() -> Model:
 @cache
 def measured(mode: str, steps: int) -> int:
     noise = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    pairs = Pairs(noise, torch.zeros_like(noise), 0.5 * noise)
-    student, theta = some_student(Sampler(euler), convolutions(), steps)
-    return peak_bytes(work_of(mode, student, theta, pairs))
+    samples = TeacherSamples(noise, torch.zeros_like(noise), 0.5 * noise)
+    model = convolutions()
+    parameters = parameters_of(model, TracedSampler(euler), steps)
+    return peak_bytes(work_of(mode, model, parameters, samples))
 
 
+@pytest.mark.slow
 def test_gradient_needs_the_same_memory_for_any_number_of_steps() -> None:
     assert measured("gradient", 12) <= 1.05 * measured("gradient", 3)
     assert measured("gradient-no-checkpoint", 12) > 3 * measured("gradient-no-checkpoint", 3)
     assert measured("gradient", 3) < measured("gradient-no-checkpoint", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 6, 12])
 def test_gauss_newton_needs_the_memory_of_sampling(steps: int) -> None:
     assert measured("gauss-newton", steps) <= 1.05 * measured("sampling", steps)

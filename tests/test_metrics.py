@@ -1,4 +1,4 @@
-"""Distances and the least-squares weights that stand for them."""
+"""Distances and the least-squares weights that represent them."""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ def test_environment_is_reused_until_its_requirements_change(project: Path) -> N
     assert list((project / ".nox" / "small").rglob("small_package-2.0.dist-info"))
 
 
+@pytest.mark.slow
 def test_failed_installation_is_one_line_and_is_resumed(project: Path) -> None:
     for _ in range(2):
         status, printed = nox(project, "-f", "small.py", "-s", "small", "--", "small-package==3.0")
@@ -94,6 +95,7 @@ def test_wrong_comfyui_folder_is_one_line(session: str, project: Path) -> None:
     assert len(printed.splitlines()) <= 4, printed
 
 
+@pytest.mark.slow
 def test_missing_network_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(project / "cache"))
     status, printed = nox(project, "-s", "tests")

@@ -13,53 +13,54 @@ from torch import Tensor
 from benchmarks.methods import official
 from benchmarks.problems.mixtures import gmm16
 from benchmarks.problems.noise_levels import karras, uniform_log_snr
-from ld3.comfy import samplers
+from ld3.comfy import core_samplers
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, check_sigmas
-from ld3.rollout import rollout
-from ld3.solver import Plan, Sampler
-from ld3.teacher import Pairs, student_samples, teach
+from ld3.table import Discretization, rollout
+from ld3.teacher import TeacherSamples, sample_teacher
+from ld3.tracing import TracedSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = official.OfficialSettings(training_pairs=6, validation_pairs=4, batch=2)
 
 
-def sampler(name: str) -> Sampler:
+def sampler(name: str) -> TracedSampler:
     class Sampling(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EDM):
         pass
 
     sampling = Sampling()
     sampling.set_parameters(0.03, 80.0, 1.0)
-    return samplers.traceable(samplers.sampler_object(name), sampling)
+    return core_samplers.traced_sampler(core_samplers.sampler_object(name), sampling)
 
 
-def pairs_of(model: Model, count: int) -> Pairs:
+def pairs_of(model: Model, count: int) -> TeacherSamples:
     sigmas = karras(20, model.sigma_min, model.sigma_max)
     noise = torch.randn(count, 16, generator=torch.Generator().manual_seed(1))
-    plan = Plan(sigmas, sampler("dpmpp_2m").table(sigmas))
+    teacher = sampler("dpmpp_2m").discretization(sigmas)
     with torch.no_grad():
-        return teach(model, plan, noise, torch.zeros_like(noise))
+        return sample_teacher(model, teacher, noise, torch.zeros_like(noise))
 
 
-def training(model: Model, pairs: Pairs, name: str = "dpmpp_2m", **options: Any):
+def training(model: Model, pairs: TeacherSamples, name: str = "dpmpp_2m", **options: Any):
     noise_prediction = name in official.NOISE_PREDICTING
     settings = replace(SETTINGS, noise_prediction=noise_prediction, **options)
     return official.OfficialTraining(model, sampler(name), 4, pairs, 0, settings)
 
 
-def loss(model: Model, plan: Plan, pairs: Pairs) -> float:
+def loss(model: Model, solver: Discretization, pairs: TeacherSamples) -> float:
     with torch.no_grad():
-        samples = student_samples(model, plan, pairs)[0]
+        samples = model.sample(solver, pairs.noise, pairs.latent)[0]
     return float((samples - pairs.target).pow(2).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpmpp_2m", "ipndm", "euler", "uni_pc"])
 def test_training_lowers_the_error_of_uniform_log_snr(name: str) -> None:
     model = gmm16()
     pairs = pairs_of(model, 50 + 256)
     sizes = {"training_pairs": 24, "validation_pairs": 26, "steps_rounds": 2, "decoupled_rounds": 1}
     run = training(model, pairs[:50], name, **sizes)
-    start = run.plan()
+    start = run.discretization()
     uniform = uniform_log_snr(5, model.sigma_min, model.sigma_max)
     assert torch.allclose(start.sigmas[:4], uniform[:4], rtol=1e-5)
     found = run.run()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.suites import overhead
-from ld3.solver import SolverTable
+from ld3.table import SolverTable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

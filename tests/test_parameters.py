@@ -19,7 +19,7 @@ from ld3.parameters import (
     check_sigmas,
 )
 
-unhurried = settings(deadline=None)  # tests share the machine
+without_deadline = settings(deadline=None)  # tests share the machine
 ROUNDING = 1e-9  # in u; float64 arithmetic of a few dozen levels stays far below
 
 
@@ -43,7 +43,7 @@ coordinates = st.lists(st.floats(-20, 20), min_size=1, max_size=9).map(
 def gaps(parameters: StepParameters, u: Tensor) -> Tensor:
     """Distances in u from the start level to the first free one, and on to the last free one.
 
-    The way from there to the end counts where the end is a level in u: above 0.
+    The gap from there to the end counts where the end is a level in u: above 0.
     """
     ends = [
         float(parameters.coordinate.from_sigma(torch.tensor(parameters.start, dtype=torch.float64)))
@@ -55,7 +55,7 @@ def gaps(parameters: StepParameters, u: Tensor) -> Tensor:
     return -torch.cat(levels).diff()
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), coordinates)
 def test_separated_coordinates_make_a_strictly_decreasing_float32_schedule(
     parameters: StepParameters, u: Tensor
@@ -69,9 +69,9 @@ def test_separated_coordinates_make_a_strictly_decreasing_float32_schedule(
     assert float(sigmas[-2]) >= parameters.sigma_min * (1 - 1e-6)
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), coordinates)
-def test_separated_coordinates_keep_the_least_gap_and_the_bounds(
+def test_separated_coordinates_keep_the_smallest_gap_and_the_bounds(
     parameters: StepParameters, u: Tensor
 ) -> None:
     assume(parameters.room_for(len(u) + 1))
@@ -82,9 +82,9 @@ def test_separated_coordinates_keep_the_least_gap_and_the_bounds(
     torch.testing.assert_close(parameters.separated(separated), separated, rtol=0, atol=ROUNDING)
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), st.integers(-2, 2) | st.integers(-500, 500))
-def test_room_for_tells_whether_so_many_steps_can_be_told_apart(
+def test_room_for_says_whether_that_many_distinct_levels_fit(
     parameters: StepParameters, surplus: int
 ) -> None:
     upper, lower = parameters.bounds()
@@ -96,9 +96,9 @@ def test_room_for_tells_whether_so_many_steps_can_be_told_apart(
     assert parameters.room_for(steps) == fits == (spare > 0)
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), coordinates)
-def test_a_schedule_and_its_coordinates_are_the_same_thing(
+def test_a_schedule_and_its_coordinates_determine_each_other(
     parameters: StepParameters, u: Tensor
 ) -> None:
     assume(parameters.room_for(len(u) + 1))
@@ -112,24 +112,24 @@ def test_a_schedule_and_its_coordinates_are_the_same_thing(
     assert bool(((back - u).abs() <= 1e-7 * len(u) * slope.max() + ROUNDING).all())
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), coordinates, coordinates)
-def test_a_move_keeps_thirty_percent_of_every_gap_and_the_bounds(
+def test_a_step_keeps_thirty_percent_of_every_gap_and_the_bounds(
     parameters: StepParameters, u: Tensor, step: Tensor
 ) -> None:
     size = min(len(u), len(step))
     assume(parameters.room_for(size + 1))
     u, step = parameters.separated(u[:size]), step[:size]
-    moved = parameters.moved(u, step)
+    stepped = parameters.stepped(u, step)
     kept = torch.clamp(KEPT_GAP * gaps(parameters, u), min=MIN_GAP)
-    assert bool((gaps(parameters, moved) >= kept - ROUNDING).all())
+    assert bool((gaps(parameters, stepped) >= kept - ROUNDING).all())
     upper, lower = parameters.bounds()
-    assert lower - ROUNDING <= float(moved.min()) <= float(moved.max()) <= upper + ROUNDING
+    assert lower - ROUNDING <= float(stepped.min()) <= float(stepped.max()) <= upper + ROUNDING
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), coordinates, st.integers(0, 8), st.floats(-1, 1))
-def test_a_small_move_is_made_as_asked(
+def test_a_small_step_is_made_in_full(
     parameters: StepParameters, u: Tensor, k: int, share: float
 ) -> None:
     assume(parameters.room_for(len(u) + 1))
@@ -142,33 +142,46 @@ def test_a_small_move_is_made_as_asked(
     assume(room > 0)
     step = torch.zeros_like(u)
     step[k] = 0.7 * share * room
-    torch.testing.assert_close(parameters.moved(u, step), u + step, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(parameters.stepped(u, step), u + step, rtol=0, atol=ROUNDING)
 
 
-@unhurried
+@without_deadline
 @given(parameter_sets(), coordinates, st.integers(0, 8), st.floats(0.001, 1))
-def test_a_probe_step_stays_between_the_neighbours(
+def test_a_perturbation_stays_between_the_neighbours(
     parameters: StepParameters, u: Tensor, k: int, h: float
 ) -> None:
     assume(parameters.room_for(len(u) + 1))
     u = parameters.separated(u)
     k %= len(u)
-    probed = u.clone()
-    step = parameters.probe_step(u, k, h)
-    probed[k] += step
+    perturbed = u.clone()
+    step = parameters.perturbation(u, k, h)
+    perturbed[k] += step
     assert 0 < abs(step) <= h
-    check_sigmas(parameters.sigmas(probed))
+    check_sigmas(parameters.sigmas(perturbed))
     upper, lower = parameters.bounds()
     edges = torch.cat([u.new_tensor([upper + MIN_GAP]), u, u.new_tensor([lower])])
     side = edges[k] - u[k] if step > 0 else u[k] - edges[k + 2]
     assert abs(step) <= 0.5 * float(side) + ROUNDING
 
 
-def test_a_probe_step_has_the_size_asked_for_where_there_is_room() -> None:
+def test_a_perturbation_has_the_given_size_where_there_is_room() -> None:
     parameters = StepParameters(LOG_SIGMA, 80.0, 0.03)
     u = torch.tensor([3.0, 2.9, -1.0], dtype=torch.float64)
-    assert [abs(parameters.probe_step(u, k, 0.05)) for k in range(3)] == [0.05] * 3
-    assert parameters.probe_step(u, 1, 0.05) < 0  # away from the near neighbour
+    assert [abs(parameters.perturbation(u, k, 0.05)) for k in range(3)] == [0.05] * 3
+    assert parameters.perturbation(u, 1, 0.05) < 0  # away from the close neighbour
+
+
+@without_deadline
+@given(parameter_sets(), st.integers(2, 12))
+def test_even_levels_are_within_the_bounds_and_evenly_spaced(
+    parameters: StepParameters, steps: int
+) -> None:
+    assume(parameters.room_for(steps))
+    upper, lower = parameters.bounds()
+    assume((upper - lower) / steps > MIN_GAP)
+    ends = [torch.tensor([end], dtype=torch.float64) for end in (upper, lower)]
+    differences = torch.cat([ends[0], parameters.even(steps), ends[1]]).diff()
+    torch.testing.assert_close(differences, torch.full_like(differences, (lower - upper) / steps))
 
 
 def test_coordinates_are_log_and_logit() -> None:
@@ -208,6 +221,6 @@ def test_levels_that_a_scheduler_repeats_are_moved_apart() -> None:
         [2.0, math.nan],
     ],
 )
-def test_what_is_no_schedule_is_refused(sigmas: list) -> None:
+def test_invalid_schedules_are_refused(sigmas: list) -> None:
     with pytest.raises(ValueError, match="noise levels"):
         check_sigmas(torch.tensor(sigmas))

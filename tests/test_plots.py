@@ -5,54 +5,52 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 
 from ld3.plots import report_picture
-from ld3.training.report import Report
+from ld3.training.report import Baseline, Report, ValidationEntry
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNED, TRAINED = (0xD1, 0x49, 0x5B), (0xEE, 0xB9, 0xC0)
 
 
-def finished() -> dict[str, Any]:
-    """A report as training leaves it: one baseline costs more calls, one error is infinite."""
-    report = Report(
-        start="karras", heldout_error=0.1, initial_error=0.3, initial_sigmas=[9.0, 2.0, 0.0],
-        sigmas=[9.0, 1.0, 0.0],
+def finished() -> Report:
+    """A report as a training leaves it: one baseline costs more calls, one error is infinite."""
+    baselines = {
+        name: Baseline(
+            sigmas=[9.0, 2.0 + i, 0.0],
+            model_calls=2 + (i == 2),
+            comparable=i != 2,
+            validation_error=0.3 + i,
+            test_error=0.2 + i,
+        )
+        for i, name in enumerate(("karras", "normal", "ddim_uniform"))
+    }
+    history = [
+        ValidationEntry("ab"[i % 2], 100 * i, None if i == 5 else 0.3 / (i + 1)) for i in range(6)
+    ]
+    return Report(
+        start="karras", test_error=0.1, initial_error=0.3, initial_sigmas=[9.0, 2.0, 0.0],
+        sigmas=[9.0, 1.0, 0.0], baselines=baselines, history=history,
     )  # fmt: skip
-    for i, name in enumerate(("karras", "normal", "ddim_uniform")):
-        report.baselines[name] = {
-            "sigmas": [9.0, 2.0 + i, 0.0],
-            "model_calls": 2 + (i == 2),
-            "counted": i != 2,
-            "validation_error": 0.3 + i,
-            "heldout_error": 0.2 + i,
-        }
-    for i in range(6):
-        error = None if i == 5 else 0.3 / (i + 1)
-        report.history.append({"start": "ab"[i % 2], "calls": 100 * i, "error": error})
-    return report.as_dict()
 
 
-def unfinished() -> list[dict[str, Any]]:
+def unfinished() -> list[Report]:
     """The report at its earlier stages, down to nothing at all."""
-    measuring, learning, screening, empty = (copy.deepcopy(finished()) for _ in range(4))
-    measuring["heldout_error"] = float("nan")
-    learning["heldout_error"] = float("nan")
-    for baseline in learning["baselines"].values():
-        del baseline["heldout_error"]
-    screening |= {"history": [], "sigmas": [], "heldout_error": None, "initial_sigmas": []}
-    for name in ("normal", "ddim_uniform"):
-        del screening["baselines"][name]["validation_error"]
-    for baseline in screening["baselines"].values():
-        del baseline["heldout_error"]
-    empty = Report().as_dict()
-    return [measuring, learning, screening, empty]
+    measuring = replace(finished(), test_error=None)
+    unmeasured = {n: replace(b, test_error=None) for n, b in measuring.baselines.items()}
+    learning = replace(measuring, baselines=unmeasured)
+    screened = {
+        name: b if name == "karras" else replace(b, validation_error=None)
+        for name, b in unmeasured.items()
+    }
+    screening = replace(learning, history=[], sigmas=[], initial_sigmas=[], baselines=screened)
+    return [measuring, learning, screening, Report()]
 
 
 def pixels_like(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
@@ -65,10 +63,10 @@ def assert_is_picture(picture: np.ndarray) -> None:
     assert picture.std() > 5  # something is drawn
 
 
-def test_the_error_on_training_noises_stands_beside_the_one_on_fresh_noises() -> None:
+def test_the_error_on_training_noises_is_shown_beside_the_one_on_test_noises() -> None:
     plain, both = (
-        report_picture(finished() | {"training_error": error}, "dpmpp_2m")
-        for error in (float("nan"), 0.08)
+        report_picture(replace(finished(), training_error=error), "dpmpp_2m")
+        for error in (None, 0.08)
     )
     before, after = pixels_like(plain, TRAINED), pixels_like(both, TRAINED)
     assert after > before + 100
@@ -77,7 +75,7 @@ def test_the_error_on_training_noises_stands_beside_the_one_on_fresh_noises() ->
 def test_a_report_picture_shows_the_learned_schedule() -> None:
     picture = report_picture(finished(), "dpmpp_2m, 2 steps")
     assert_is_picture(picture)
-    without = finished() | {"sigmas": [], "heldout_error": None}
+    without = replace(finished(), sigmas=[], test_error=None)
     assert pixels_like(picture, LEARNED) > pixels_like(report_picture(without, ""), LEARNED) + 100
 
 
@@ -88,7 +86,7 @@ def test_an_unfinished_report_can_be_drawn_at_the_same_size(stage: int) -> None:
     assert picture.shape == report_picture(finished(), "done").shape
 
 
-def test_drawing_leaves_the_report_and_matplotlibs_settings_alone() -> None:
+def test_drawing_does_not_change_the_report_or_matplotlibs_settings() -> None:
     report = finished()
     settings, before = dict(matplotlib.rcParams), copy.deepcopy(report)
     report_picture(report, "title")
@@ -103,7 +101,7 @@ def test_equal_reports_give_equal_pictures() -> None:
 def test_pictures_need_no_pyplot_whose_state_is_global() -> None:
     program = (
         "import sys; from ld3.plots import report_picture; "
-        "from ld3.training.report import Report; report_picture(Report().as_dict(), ''); "
+        "from ld3.training.report import Report; report_picture(Report(), ''); "
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

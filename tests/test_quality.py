@@ -274,6 +274,7 @@ def test_inception_score_refuses_logits() -> None:
         inception_score(normal(20, 10))
 
 
+@pytest.mark.slow
 def test_the_digits_classifier_recognises_noisy_digits(
     classify: Callable[[Tensor], Tensor],
 ) -> None:
@@ -293,6 +294,7 @@ def test_inception_score_prefers_digits_to_blurs_and_noise(
     assert 9 < scores[0] <= 10 and all(1 <= score < 7 for score in scores[1:])
 
 
+@pytest.mark.slow
 def test_the_digits_classifier_is_always_the_same(classify: Callable[[Tensor], Tensor]) -> None:
     data = digits_data()[:100]
     torch.testing.assert_close(digits_classifier()(data), classify(data), rtol=0, atol=1e-6)

@@ -1,10 +1,11 @@
-"""Schedule files: bit-exact, never overwritten, never partial, and safe to load, come what may."""
+"""Schedule files: bit-exact, never overwritten, never partial, and safe to load."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,9 @@ from ld3.schedule import (
     resampled,
     save,
 )
-from ld3.solver import Sampler
+from ld3.tracing import TracedSampler
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def schedule() -> Schedule:
@@ -47,7 +48,7 @@ def schedule() -> Schedule:
         report={"sigmas": [1.0, 0.1], "heldout_error": 0.0123}, sampler_options={"s_churn": 0.0},
         model_file="caf\u00e9 \u6a21\u578b.safetensors", created="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    return Schedule(sigmas, Sampler(k_diffusion.sample_heun).table(sigmas), info)
+    return Schedule(sigmas, TracedSampler(k_diffusion.sample_heun).table(sigmas), info)
 
 
 SCHEDULE = schedule()
@@ -91,7 +92,7 @@ def test_a_saved_schedule_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert after.info == before.info
 
 
-def test_the_file_holds_the_float32_sigmas_widened(valid: bytes) -> None:
+def test_the_file_contains_the_float32_sigmas_as_float64(valid: bytes) -> None:
     stored = tensors_of(valid)["sigmas"]
     assert stored.dtype == torch.float64
     assert stored.tolist() == [float(s) for s in SCHEDULE.sigmas]
@@ -109,14 +110,17 @@ def test_provenance_is_read_without_tensors_and_is_none_for_other_files(
     assert read_info(tmp_path / "absent.safetensors") is None
 
 
-def test_infinite_numbers_of_a_report_become_null(tmp_path: Path) -> None:
-    report = {"error": math.inf, "history": [{"error": math.nan}, {"error": 1.5}]}
-    path = save(replace(SCHEDULE, info=replace(SCHEDULE.info, report=report)), tmp_path, "a")
-    assert load(path).info.report == {"error": None, "history": [{"error": None}, {"error": 1.5}]}
-    assert "NaN" not in json.dumps(info_of(path.read_bytes()))
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_numbers_that_json_cannot_express_are_refused_and_nothing_is_written(
+    number: float, tmp_path: Path
+) -> None:
+    info = replace(SCHEDULE.info, report={"history": [{"error": number}, {"error": 1.5}]})
+    with pytest.raises(ValueError):
+        save(replace(SCHEDULE, info=info), tmp_path / "new", "a")
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_taken_name_is_numbered_and_the_old_file_kept(tmp_path: Path) -> None:
+def test_a_name_in_use_gets_a_number_and_the_old_file_is_kept(tmp_path: Path) -> None:
     first = save(SCHEDULE, tmp_path, "mine")
     kept = first.read_bytes()
     other = replace(SCHEDULE, info=replace(SCHEDULE.info, cfg=1.0))
@@ -195,7 +199,7 @@ TENSORS: dict[str, dict[str, Any]] = {
     "equal sigmas": {"sigmas": levels(9.0, 2, 2, 1, 0)},
     "sigmas equal in float32": {"sigmas": levels(9, 2, 2 - 1e-12, 1, 0)},
     "negative sigma": {"sigmas": levels(9.0, 3, 2, 1, -1)},
-    "negative question": {"eval_sigmas": levels(-5.0, 1, 1, 1, 1, 1, 1)},
+    "negative evaluation level": {"eval_sigmas": levels(-5.0, 1, 1, 1, 1, 1, 1)},
     "state without noise": {"state_sigmas": levels(9.0, 2, 1, 1, 1, 1, 0)},
     "matrix of sigmas": {"sigmas": torch.ones(5, 5).double()},
     "too few sigmas": {"sigmas": levels(9.0, 1, 0)},
@@ -251,8 +255,8 @@ def test_every_corrupt_file_is_refused_with_its_name_and_a_remedy(
         load(path)
     message = str(error.value)
     assert "'broken one.safetensors'" in message
-    remedies = ("train or download it again", "choose another one", "update the pack")
-    assert message.endswith(remedies) and len(message) < 600
+    remedies = "(train or download it again|choose another( one)?|update the pack)$"
+    assert re.search(remedies, message) and len(message) < 600
     if variant == "newer version":
         assert "update the pack" in message
 
@@ -270,7 +274,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             load(tmp_path / name)
 
 
-@unhurried
+@no_deadline
 @given(
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=4)
 )
@@ -290,7 +294,7 @@ def test_flipped_bytes_load_or_are_refused_but_never_crash(
     assert bool((loaded.sigmas.diff() < 0).all())
 
 
-@unhurried
+@no_deadline
 @given(
     value=st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
@@ -319,13 +323,13 @@ def test_any_value_in_the_metadata_loads_or_is_refused_but_never_crashes(
     ["\u6a21" * 90, "../up", "a/b", "a\\b", "/etc/passwd", "C:x", "..", ".hidden", "", "   ",
      "a\0b", "x" * 121, "what?", ".safetensors", "line\nbreak"],
 )  # fmt: skip
-def test_names_that_leave_the_folder_or_are_no_names_are_refused(name: str, tmp_path: Path) -> None:
+def test_names_outside_the_folder_and_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be a schedule's name"):
         save(SCHEDULE, tmp_path / "inner", name)
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
-@unhurried
+@no_deadline
 @given(st.text(max_size=130))
 def test_a_checked_name_stays_inside_its_folder(tmp_path: Path, name: str) -> None:
     try:
@@ -337,7 +341,7 @@ def test_a_checked_name_stays_inside_its_folder(tmp_path: Path, name: str) -> No
     assert check_name(checked) == checked
 
 
-def test_a_schedule_must_fit_its_table_and_steps() -> None:
+def test_a_schedule_must_have_the_steps_and_calls_of_its_table() -> None:
     good = SCHEDULE
     with pytest.raises(ValueError, match="4 steps and 7 model calls"):
         replace(good, sigmas=good.sigmas[1:])
@@ -347,7 +351,7 @@ def test_a_schedule_must_fit_its_table_and_steps() -> None:
         replace(good, sigmas=good.sigmas.flip(0))
 
 
-@unhurried
+@no_deadline
 @given(st.lists(st.floats(0.05, 1), min_size=2, max_size=9), st.integers(1, 30), st.booleans())
 def test_resampling_keeps_the_ends_and_the_order(
     ratios: list[float], steps: int, full: bool

@@ -1,4 +1,4 @@
-"""The pack in a real ComfyUI server: its workflows, saving, interrupting, and what it refuses."""
+"""The pack in a real ComfyUI server: its workflows, saving, interrupting, and errors."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ TINY = {
 }
 FRONTEND_ONLY = {"MarkdownNote"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+pytestmark = pytest.mark.slow
 
 
 def twin(name: str) -> dict[str, Any]:
@@ -176,18 +178,18 @@ def test_learned_sigmas_in_core_sampler_custom_give_the_same_bits(
 def test_identical_settings_return_the_saved_schedule(server: ComfyServer) -> None:
     first = server.run(training(name="once"))["5"]["text"][0]
     files = saved_files(server)
-    # another name, so that ComfyUI's cache does not answer; a name is no setting
+    # another name, so that ComfyUI's own cache is not used; the name is not one of the settings
     again = server.run(training(name="twice"))["5"]["text"][0]
     assert ", learned in " in first
-    assert again.startswith("once.safetensors: ") and "found saved" in again
+    assert again.startswith("once.safetensors: ") and ", loaded" in again
     assert saved_files(server) == files
 
 
-def test_every_run_with_retrain_learns_anew_under_a_numbered_name(server: ComfyServer) -> None:
+def test_every_run_with_retrain_learns_again_under_a_numbered_name(server: ComfyServer) -> None:
     server.run(training(name="again", seed=77))
     for number in (2, 3):
-        told = server.run(training(name="again", seed=77, retrain=True))["5"]["text"][0]
-        assert told.startswith(f"again_{number}.safetensors: ") and ", learned in " in told
+        text = server.run(training(name="again", seed=77, retrain=True))["5"]["text"][0]
+        assert text.startswith(f"again_{number}.safetensors: ") and ", learned in " in text
     assert {"again.safetensors", "again_2.safetensors"} <= saved_files(server)
 
 
@@ -210,7 +212,7 @@ def test_training_shows_a_live_picture_and_can_be_interrupted(server: ComfyServe
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "parts"),
     [
         ({"sampler_name": "euler_ancestral"}, ["sampler_name", "euler_ancestral", "stochastic"]),
         ({"sampler_name": "dpm_adaptive"}, ["sampler_name", "dpm_adaptive", "Choose"]),
@@ -222,45 +224,45 @@ def test_training_shows_a_live_picture_and_can_be_interrupted(server: ComfyServe
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_training_refuses_what_cannot_work(
-    changes: dict[str, Any], said: list[str], server: ComfyServer
+def test_invalid_settings_are_refused(
+    changes: dict[str, Any], parts: list[str], server: ComfyServer
 ) -> None:
     before = saved_files(server)
     with pytest.raises((ComfyRunError, PromptRefusedError)) as caught:
         server.run(training(**{"name": "refused"} | changes))
     message = str(caught.value)
     assert "LD3 Train Schedule" in message or "LD3TrainSchedule" in message
-    for part in said:
+    for part in parts:
         assert part in message, message
     assert saved_files(server) == before
     require_working(server)
 
 
 @pytest.mark.parametrize("kind", ["unknown", "empty", "cut", "foreign", "text", "elsewhere"])
-def test_load_schedule_refuses_what_is_no_schedule(
+def test_load_schedule_refuses_files_that_are_not_schedules(
     kind: str, server: ComfyServer, schedule: schedule_file.Schedule
 ) -> None:
     folder = server.base / "models" / "ld3"
     name, file = f"bad_{kind}.safetensors", folder / f"bad_{kind}.safetensors"
     good = (folder / "from_demo.safetensors").read_bytes()
-    said = ["LD3 Load Schedule", name]
+    parts = ["LD3 Load Schedule", name]
     if kind == "unknown":
-        said += ["from_demo.safetensors"]
+        parts += ["from_demo.safetensors"]
     elif kind == "elsewhere":
         name = "../../comfyui.log"
-        said = ["LD3 Load Schedule", name, "from_demo.safetensors"]
+        parts = ["LD3 Load Schedule", name, "from_demo.safetensors"]
     elif kind == "foreign":
         shutil.copyfile(ROOT / "demo" / "emoji_unet.safetensors", file)
-        said += ["no LD3 schedule", "choose another"]
+        parts += ["no LD3 schedule", "choose another"]
     else:
         file.write_bytes({"empty": b"", "cut": good[:-100], "text": b"not a schedule"}[kind])
-        said += ["cannot be read", "again"]
+        parts += ["cannot be read", "again"]
     try:
         with pytest.raises((ComfyRunError, PromptRefusedError)) as caught:
             server.run(sampling(name))
     finally:
         file.unlink(missing_ok=True)
-    for part in said:
+    for part in parts:
         assert part in str(caught.value), str(caught.value)
     require_working(server)
 
@@ -268,19 +270,19 @@ def test_load_schedule_refuses_what_is_no_schedule(
 def test_a_schedule_of_another_model_samples_with_a_warning(
     server: ComfyServer, schedule: schedule_file.Schedule
 ) -> None:
-    told = len(server.log_text())
+    start = len(server.log_text())
     server.run(sampling("from_demo.safetensors"))
-    assert "another model" not in server.log_text()[told:]
+    assert "another model" not in server.log_text()[start:]
     for patch in (
         {"class_type": "ModelMergeSimple",
          "inputs": {"model1": ["1", 0], "model2": ["1", 0], "ratio": 0.5}},
         {"class_type": "ModelSamplingDiscrete",
          "inputs": {"model": ["1", 0], "sampling": "v_prediction", "zsnr": False}},
     ):  # fmt: skip
-        told = len(server.log_text())
+        start = len(server.log_text())
         outputs = server.run(sampling("from_demo.safetensors", patch))
         assert len(outputs["9"]["images"]) == 4
-        log = server.log_text()[told:]
+        log = server.log_text()[start:]
         assert "LD3 KSampler: schedule 'from_demo' was learned for another model" in log
 
 
@@ -294,7 +296,7 @@ def test_a_schedule_of_another_kind_of_noise_is_refused(
 
 
 @pytest.mark.parametrize("name", [TRAIN_SD, LOAD_SD])
-def test_stable_diffusion_workflows_lack_nothing_but_files(name: str, server: ComfyServer) -> None:
+def test_stable_diffusion_workflows_need_only_model_files(name: str, server: ComfyServer) -> None:
     with pytest.raises(PromptRefusedError) as caught:
         server.queue(twin(name))
     missing = {"1", "5"} if name == LOAD_SD else {"1"}
@@ -334,7 +336,7 @@ def test_stable_diffusion_workflows_run_with_the_demo_model(server: ComfyServer)
     assert np.array_equal(np.asarray(loaded), np.asarray(ours))
 
 
-def test_workflows_folder_holds_workflows_and_thumbnails_only() -> None:
+def test_the_workflows_folder_contains_only_workflows_and_thumbnails() -> None:
     names = {path.name for path in (ROOT / "workflows").iterdir()}
     assert set(NAMES) == {DEMO, TRAIN_SD, LOAD_SD} == set(workflows.GRAPHS)
     assert names == {f"{name}.{end}" for name in NAMES for end in ("json", "jpg")}
@@ -368,7 +370,7 @@ def test_workflow_file_is_what_the_frontend_and_manager_expect(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_workflow_file_opens_in_the_frontend_as_its_api_twin(
+def test_a_workflow_file_opens_in_the_frontend_as_its_api_format(
     name: str, server: ComfyServer, browser: Browser
 ) -> None:
     with workflows.frontend(browser, server) as page:

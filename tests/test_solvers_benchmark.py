@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.problems.problem import Problem
 from benchmarks.suites import solvers
 from benchmarks.suites.solvers import run
 from benchmarks.suites.solvers.summary import error_ratios
-from ld3.comfy.request import LEARN
+from ld3.comfy.requests import LEARN
 from ld3.training.dode import with_lambdas
 from ld3.training.settings import TrainingSettings
 
@@ -131,12 +132,12 @@ def test_trajectory_distances_are_to_states_at_the_same_level(few_noises: None) 
         fine = live.standard("dpmpp_2m", "karras", 40)
         coarse = live.standard("dpmpp_2m", "karras", 4)
         before = live.model.calls
-        near, far = (run.trajectory_distance(problem, live, plan) for plan in (fine, coarse))
+        near, far = (run.trajectory_distance(problem, live, solver) for solver in (fine, coarse))
         assert live.model.calls == before
         assert len(near) == 40 and len(far) == 4
         assert max(near) < 0.2 * max(far)
         lambdas = torch.full((4,), 0.3, dtype=torch.float64)
-        changed = coarse._replace(table=with_lambdas(coarse.table, lambdas))
+        changed = replace(coarse, table=with_lambdas(coarse.table, lambdas))
         moved = run.trajectory_distance(problem, live, changed)
         assert moved[0] == far[0] and all(a != b for a, b in zip(moved[1:], far[1:], strict=True))
 

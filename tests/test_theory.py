@@ -18,7 +18,6 @@ from benchmarks.problems import registry
 from benchmarks.problems.mixtures import HEAVY_MODES, HEAVY_SCALES, heavy16
 from benchmarks.suites import theory
 from ld3.metrics import rmse
-from ld3.teacher import Pairs, student_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEACHER = (torch.tensor([[1.3, 0.2], [-0.4, 0.9]]).double(), torch.tensor([0.3, -1.0]).double())
@@ -97,9 +96,9 @@ def test_sampling_map_is_the_students_sampling() -> None:
     noise = problem.noises(8, 0)
 
     def task(live):
-        plan = live.standard("dpmpp_2m", "karras", 4)
-        direct = student_samples(live.model, plan, Pairs(noise, torch.zeros_like(noise), noise))[0]
-        return sampling_map(live.model, plan)(noise.double()), direct
+        solver = live.standard("dpmpp_2m", "karras", 4)
+        direct = live.model.sample(solver, noise, torch.zeros_like(noise))[0]
+        return sampling_map(live.model, solver)(noise.double()), direct
 
     mapped, direct = problem.run(task)
     torch.testing.assert_close(mapped.float(), direct, rtol=1e-4, atol=1e-5)

@@ -1,8 +1,9 @@
-"""The teacher's way between its calls, and states that are held to it."""
+"""The teacher's trajectory between its calls, and students' states that are matched to it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.k_diffusion.sampling as k_diffusion
 import pytest
@@ -10,21 +11,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.problems.mixtures import gmm16
-from benchmarks.problems.noise_levels import karras
 from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
-from ld3.parameters import LOG_SIGMA, StepParameters
-from ld3.rollout import combine, rollout
-from ld3.solver import Plan, Sampler
-from ld3.student import Student
-from ld3.teacher import Pairs, TargetStore, student_samples, teach
+from ld3.parameters import LOG_SIGMA
+from ld3.solver_parameters import SolverParameters
+from ld3.table import SolverTable, combine, rollout
+from ld3.teacher import TargetStore, TeacherSamples, sample_teacher
+from ld3.tracing import TracedSampler
 from ld3.training.gauss_newton import normal_equations
-from ld3.training.guide import Guide
-from ld3.trajectories import Trajectories, few_elements
+from ld3.training.trajectory_matching import TrajectoryResiduals
+from ld3.training.validation import Objective
+from ld3.trajectories import TeacherTrajectories, subsample
 
-EULER, DPMPP_2M = Sampler(k_diffusion.sample_euler), Sampler(k_diffusion.sample_dpmpp_2m)
-HEUN = Sampler(k_diffusion.sample_heun)
+from .exact_problems import gmm16, karras, parameters_of
+
+EULER = TracedSampler(k_diffusion.sample_euler)
+DPMPP_2M = TracedSampler(k_diffusion.sample_dpmpp_2m)
+HEUN = TracedSampler(k_diffusion.sample_heun)
 DEVIATION, START, WEIGHT = 0.7, 80.0, 2.0
 
 
@@ -42,17 +45,17 @@ def noises(count: int = 4) -> Tensor:
     return torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
 
 
-def exact_trajectories(steps: int) -> tuple[Trajectories, Tensor, Tensor]:
+def exact_trajectories(steps: int) -> tuple[TeacherTrajectories, Tensor, Tensor]:
     """A teacher whose states at its levels are exact: table of euler, outputs read off them."""
     sigmas = karras(steps, 0.03, START).double()
     x = START * noises().double()
     states = [exact_state(x, float(s)) for s in sigmas]
-    outputs = [  # the constant answer with which euler goes from one state exactly to the next
+    outputs = [  # the constant output with which euler goes from one state exactly to the next
         (after - state * b / a) / (1 - b / a)
         for state, after, a, b in zip(states, states[1:], sigmas, sigmas[1:], strict=False)
     ]
     history = torch.stack([x, *outputs], 1).float()
-    return Trajectories(EULER.table(sigmas.float()), history, LOG_SIGMA), x, sigmas
+    return TeacherTrajectories(EULER.table(sigmas.float()), history, LOG_SIGMA), x, sigmas
 
 
 def test_at_the_teachers_levels_the_states_are_its_own() -> None:
@@ -63,12 +66,12 @@ def test_at_the_teachers_levels_the_states_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("sampler", [EULER, DPMPP_2M, HEUN], ids=["euler", "dpmpp_2m", "heun"])
-def test_a_rollouts_inputs_lie_on_its_trajectory(sampler: Sampler) -> None:
+def test_a_rollouts_inputs_lie_on_its_trajectory(sampler: TracedSampler) -> None:
     sigmas = karras(10, 0.03, START)
     table = sampler.table(sigmas)
     history = rollout(table, gmm16(), [START * noises()])[1]
-    few = torch.stack([few_elements(state) for state in history], 1)
-    trajectories = Trajectories(table, few, LOG_SIGMA)
+    few = torch.stack([subsample(state) for state in history], 1)
+    trajectories = TeacherTrajectories(table, few, LOG_SIGMA)
     last_calls = {float(s): m for m, s in enumerate(table.state_sigmas)}
     for sigma, m in last_calls.items():
         state = combine(table.weights[m, : m + 1], history)
@@ -80,7 +83,7 @@ def test_between_levels_a_good_teachers_states_are_the_odes() -> None:
     table = DPMPP_2M.table(karras(80, 0.03, START))
     x = START * noises()
     history = torch.stack(rollout(table, gaussian, [x])[1], 1)
-    trajectories = Trajectories(table, history, LOG_SIGMA)
+    trajectories = TeacherTrajectories(table, history, LOG_SIGMA)
     levels = karras(80, 0.03, START)
     for sigma in (levels[:-2] * levels[1:-1]).sqrt().tolist():
         exact = exact_state(x, sigma)
@@ -88,99 +91,146 @@ def test_between_levels_a_good_teachers_states_are_the_odes() -> None:
         assert float(off) < 2e-3 * float(exact.pow(2).mean().sqrt())
 
 
-def test_below_the_last_level_states_go_straight_to_the_last_output() -> None:
+def test_below_the_last_level_states_are_on_the_straight_line_to_the_last_output() -> None:
     sigmas = karras(6, 0.5, START)
     table = EULER.table(sigmas)
     result, history = rollout(table, gmm16(), [START * noises()])
-    trajectories = Trajectories(table, torch.stack(history, 1), LOG_SIGMA)
+    trajectories = TeacherTrajectories(table, torch.stack(history, 1), LOG_SIGMA)
     torch.testing.assert_close(trajectories.states(1e-9), result, rtol=1e-5, atol=1e-5)
 
 
-def guided(name: str) -> tuple[Student, Tensor, Pairs, Distance, Guide]:
+class Case(NamedTuple):
+    """A student with a teacher's samples to match."""
+
+    objective: Objective
+    parameters: SolverParameters
+    theta: Tensor
+    samples: TeacherSamples
+
+
+def some_case(name: str) -> Case:
     model = gmm16()
-    sigmas = karras(20, 0.03, START)
-    teacher = Plan(sigmas, DPMPP_2M.table(sigmas))
-    noise = noises(6)
-    pairs = teach(model, teacher, noise, torch.zeros_like(noise))
-    levels = StepParameters(LOG_SIGMA, START, model.sigma_min)
-    student = Student(EULER, levels, model, 4, 4)
+    teacher, noise = DPMPP_2M.discretization(karras(20, 0.03, START)), noises(6)
+    samples = sample_teacher(model, teacher, noise, torch.zeros_like(noise))
+    objective = Objective(model, Distance(name), DEVIATION)
     theta = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
-    return student, theta, pairs, Distance(name), Guide(teacher.table, DEVIATION, LOG_SIGMA)
+    return Case(objective, parameters_of(model, EULER, 4), theta, samples)
 
 
-def weighted_squares(
-    student: Student, at: Tensor, pairs: Pairs, guide: Guide, weights: list[Tensor]
-) -> float:
+def residuals(samples: TeacherSamples, table: SolverTable, history: list[Tensor]) -> list[Tensor]:
+    """Of all states of a student after the first."""
+    return TrajectoryResiduals(samples, LOG_SIGMA, DEVIATION, table, history).values
+
+
+def residuals_at(case: Case, theta: Tensor) -> list[Tensor]:
+    """The result's residual, then those of the states."""
+    student = case.parameters.discretization(theta)
+    noise, latent = case.samples.noise, case.samples.latent
+    result, history = case.objective.model.sample(student, noise, latent)
+    return [result - case.samples.target, *residuals(case.samples, student.table, history)]
+
+
+def weighted_squares(case: Case, theta: Tensor, weights: list[Tensor]) -> float:
     """Half the sum that Gauss-Newton's weighted least squares reduce, written down again."""
-    plan = student.plan(at)
-    result, history = student_samples(student.model, plan, pairs)
-    off = guide.deviations(plan.table, history, guide.trajectories(pairs))
-    terms = [(w * r**2).double().mean() for w, r in zip(weights[1:], off, strict=True)]
-    final = (weights[0] * (result - pairs.target) ** 2).double().mean()
-    return 0.5 * float(final + WEIGHT * sum(terms) / len(terms))
+    final, *states = [
+        (w * r**2).double().mean() for w, r in zip(weights, residuals_at(case, theta), strict=True)
+    ]
+    return 0.5 * float(final + WEIGHT * sum(states) / len(states))
 
 
 @pytest.mark.parametrize("name", LATENT_DISTANCES)
-def test_the_guides_gradient_is_that_of_all_residuals(name: str) -> None:
-    student, theta, pairs, distance, guide = guided(name)
-    a, g = normal_equations(student, theta, pairs, distance, 4, 1e-3, guide, WEIGHT)
-    plan = student.plan(theta)
-    result, history = student_samples(student.model, plan, pairs)
-    off = guide.deviations(plan.table, history, guide.trajectories(pairs))
-    weights = [distance.weights(r) for r in (result - pairs.target, *off)]
+def test_the_gradient_with_matched_trajectories_is_that_of_all_residuals(name: str) -> None:
+    case = some_case(name)
+    a, g = normal_equations(case.objective, case.parameters, case.theta, case.samples, 1e-3, WEIGHT)
+    weights = [case.objective.distance.weights(r) for r in residuals_at(case, case.theta)]
     for k in range(3):
         h = torch.zeros(3, dtype=torch.float64)
         h[k] = 1e-2
-        up, down = (
-            weighted_squares(student, theta + s * h, pairs, guide, weights) for s in (1, -1)
-        )
+        up, down = (weighted_squares(case, case.theta + s * h, weights) for s in (1, -1))
         assert float(g[k]) == pytest.approx(
             (up - down) / 2e-2, rel=0.1, abs=0.02 * float(g.abs().max())
         )
     assert torch.linalg.eigvalsh(a).min() >= 0
 
 
-def test_a_student_on_the_teachers_way_has_no_deviation() -> None:
-    _, _, pairs, _, guide = guided("l2")
-    model = gmm16()
-    plan = Plan(torch.zeros(1), guide.table)
-    history = rollout(plan.table, model, [START * pairs.noise])[1]
-    for off in guide.deviations(plan.table, history, guide.trajectories(pairs)):
-        assert float(off.abs().max()) < 1e-4
+def test_changes_of_residuals_are_those_of_whole_perturbed_rollouts() -> None:
+    """Also where the first entries of the history are shared, and their states not repeated."""
+    case = some_case("l2")
+    model, samples = case.objective.model, case.samples
+    student = case.parameters.discretization(case.theta)
+    history = model.sample(student, samples.noise, samples.latent)[1]
+    matched = TrajectoryResiduals(samples, LOG_SIGMA, DEVIATION, student.table, history)
+    for k in range(3):
+        _, perturbed = case.parameters.perturbed(case.theta, k, 0.05)
+        shared = student.table.first_change(perturbed.table) + 1
+        assert shared == k + 2
+        again = rollout(perturbed.table, model, history[:shared])[1]
+        matched.perturb(k, perturbed.table, again, shared)
+        whole = residuals(samples, perturbed.table, again)
+        for change, after, before in zip(matched.changes[k], whole, matched.values, strict=True):
+            torch.testing.assert_close(change.float(), after - before, rtol=5e-3, atol=1e-6)
 
 
-def test_pairs_without_rollouts_are_refused() -> None:
-    _, _, pairs, _, guide = guided("l2")
-    with pytest.raises(ValueError, match="no rollouts of the teacher"):
-        guide.trajectories(Pairs(pairs.noise, pairs.latent, pairs.target))
+def test_a_student_on_the_teachers_trajectory_has_no_residual() -> None:
+    samples = some_case("l2").samples
+    assert samples.table is not None
+    history = rollout(samples.table, gmm16(), [START * samples.noise])[1]
+    for residual in residuals(samples, samples.table, history):
+        assert float(residual.abs().max()) < 1e-4
 
 
-def test_deviations_are_in_units_of_the_sample() -> None:
-    """For Gaussian data a difference of states shrinks on its way to the sample exactly so."""
-    sigmas = karras(40, 0.03, START)
-    table = DPMPP_2M.table(sigmas)
+def test_samples_without_the_teachers_rollouts_have_no_trajectories() -> None:
+    samples = some_case("l2").samples
+    with pytest.raises(ValueError, match="use `sample_teacher`"):
+        TeacherSamples(samples.noise, samples.latent, samples.target).trajectories(LOG_SIGMA)
+
+
+def test_residuals_are_in_units_of_the_sample() -> None:
+    """For Gaussian data a difference of states shrinks until the sample by exactly this factor."""
+    teacher = DPMPP_2M.discretization(karras(40, 0.03, START))
     model = Model(gaussian, LOG_SIGMA, 0.03, START)
     noise = noises()
-    pairs = teach(model, Plan(sigmas, table), noise, torch.zeros_like(noise))
-    guide = Guide(table, DEVIATION, LOG_SIGMA)
-    moved = rollout(table, model, [1.1 * START * noise])
-    wanted = moved[0] - pairs.target
-    for off in guide.deviations(table, moved[1], guide.trajectories(pairs)):
-        torch.testing.assert_close(off, wanted, rtol=0.02, atol=1e-3)
+    samples = sample_teacher(model, teacher, noise, torch.zeros_like(noise))
+    result, history = rollout(teacher.table, model, [1.1 * START * noise])
+    for residual in residuals(samples, teacher.table, history):
+        torch.testing.assert_close(residual, result - samples.target, rtol=0.02, atol=1e-3)
 
 
 def test_a_store_gives_back_what_the_teacher_made_without_a_call(tmp_path: Path) -> None:
-    model, sigmas = gmm16(), karras(12, 0.03, START)
-    teacher, noise = Plan(sigmas, EULER.table(sigmas)), noises()
+    model, noise = gmm16(), noises()
+    teacher = EULER.discretization(karras(12, 0.03, START))
     store = TargetStore(tmp_path, "one model, one teacher")
-    made = teach(model, teacher, noise, torch.zeros_like(noise), store)
+    made = sample_teacher(model, teacher, noise, torch.zeros_like(noise), store)
     calls = model.calls
-    again = teach(model, teacher, noise, torch.zeros_like(noise), store)
+    again = sample_teacher(model, teacher, noise, torch.zeros_like(noise), store)
     assert model.calls == calls == 12 * len(noise)
     assert made.history is not None and again.history is not None
     assert torch.equal(again.target, made.target) and torch.equal(again.history, made.history)
     (file,) = tmp_path.iterdir()
     safetensors.torch.save_file({"target": made.target}, file)  # as an earlier version left it
-    remade = teach(model, teacher, noise, torch.zeros_like(noise), store)
+    remade = sample_teacher(model, teacher, noise, torch.zeros_like(noise), store)
     assert remade.history is not None and torch.equal(remade.history, made.history)
     assert model.calls == 2 * calls
+
+
+def test_batches_are_sampled_and_stored_one_by_one(tmp_path: Path) -> None:
+    """An interrupted sampling continues with the first batch that is not stored."""
+    model, noise = gmm16(), noises(10)
+    teacher = EULER.discretization(karras(12, 0.03, START))
+    store, begun = TargetStore(tmp_path, "one model, one teacher"), []
+
+    def interrupt() -> None:
+        begun.append(model.calls)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_teacher(model, teacher, noise, torch.zeros_like(noise), store, interrupt)
+    assert begun == [0, 12 * 4, 12 * 8] and len(list(tmp_path.iterdir())) == 2
+    samples = sample_teacher(model, teacher, noise, torch.zeros_like(noise), store)
+    assert model.calls == 12 * 10 and len(samples) == 10
+    whole = gmm16()
+    whole.batch_size = 10
+    same = sample_teacher(whole, teacher, noise, torch.zeros_like(noise))
+    torch.testing.assert_close(samples.target, same.target)
+    assert samples.table is teacher.table and samples[4:].table is teacher.table

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ld3.perceptual import LpipsFeatures
+from ld3.lpips_features import LpipsFeatures
 
 NET = "squeeze"
 SEED = 0
@@ -115,9 +115,10 @@ def install(folder: Path) -> Path:
     Only for the temporary folder that a benchmark passes to ComfyUI: `folder` must be empty, so
     that no real network is hidden or replaced.
     """
-    from ld3.comfy.perceptual import BACKBONES
+    from ld3.comfy.image_distance import BACKBONES
 
-    path = folder / f"{BACKBONES[NET].stem}.safetensors"
+    stem, _ = BACKBONES[NET]
+    path = folder / f"{stem}.safetensors"
     if path.exists():
         return path
     if folder.is_dir() and any(folder.iterdir()):

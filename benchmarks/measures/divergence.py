@@ -22,9 +22,8 @@ from torch import Tensor
 
 from ld3.metrics import rmse
 from ld3.model import Model
-from ld3.rollout import rollout
-from ld3.solver import Plan
-from ld3.training.gradient import projected
+from ld3.table import Discretization, rollout
+from ld3.training.gradient.descent import projected
 
 Map = Callable[[Tensor], Tensor]
 """Unit noise (n, d) float64 -> samples (n, d)."""
@@ -61,12 +60,12 @@ class Divergence(NamedTuple):
         return radius**2 / 2 + radius * math.sqrt(self.z.shape[1] + 1) + self.volume
 
 
-def sampling_map(model: Model, plan: Plan) -> Map:
-    """A plan as a differentiable map of unit noise, in float64."""
-    start = float(plan.sigmas[0])
+def sampling_map(model: Model, solver: Discretization) -> Map:
+    """A solver as a differentiable map of unit noise, in float64."""
+    start = float(solver.sigmas[0])
 
     def sample(z: Tensor) -> Tensor:
-        return rollout(plan.table, model.denoise, [start * z])[0]
+        return rollout(solver.table, model.denoise, [start * z])[0]
 
     return sample
 

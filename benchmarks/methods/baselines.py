@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ld3.rollout import combine
-from ld3.solver import Plan, SolverTable
+from ld3.table import Discretization, SolverTable, combine
 
 from .trial import Trial
 
@@ -25,12 +24,12 @@ SEPARATE_STEPS = 3  # DMN's first steps, whose bounds are added one by one
 SEPARATE_STEPS_UP_TO = 7  # N with such steps
 
 
-def best_scheduler(trial: Trial) -> tuple[str, Plan]:
+def best_scheduler(trial: Trial) -> tuple[str, Discretization]:
     """The standard schedule that is best on the held-out noises themselves: a strict comparison."""
     live, sampler = trial.live, trial.sampler
     schedules = live.schedules(sampler, trial.steps)
-    plans = {name: live.plan(sampler, sigmas) for name, sigmas in schedules.items()}
-    fair = {n: plan for n, plan in plans.items() if plan.table.model_calls <= trial.steps}
+    solvers = {name: live.discretization(sampler, sigmas) for name, sigmas in schedules.items()}
+    fair = {n: solver for n, solver in solvers.items() if solver.table.model_calls <= trial.steps}
     best = min(fair, key=lambda name: trial.problem.error(live, fair[name]))
     return best, fair[best]
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.problems.live_model import BATCH
-from ld3.teacher import Pairs, student_samples
-from ld3.training.gradient import ADAM
+from ld3.teacher import TeacherSamples
+from ld3.training.gradient.gradient_settings import ADAM
 
 from . import baselines, ours
 from .official import NOISE_PREDICTING, OfficialSettings, OfficialTraining
@@ -20,7 +19,7 @@ GITS_NOISES = 256
 
 
 def run(method: str, trial: Trial) -> Result:
-    """The plan that a method finds, with its calls.
+    """The solver that a method finds, with its calls.
 
     Args:
         method: see `benchmarks.suites.learning`.
@@ -32,14 +31,13 @@ def run(method: str, trial: Trial) -> Result:
     if kind == "scheduler":
         return Result(live.standard(sampler, name, steps))
     if method == "ays":
-        return Result(live.plan(sampler, baselines.ays(steps)))
+        return Result(live.discretization(sampler, baselines.ays(steps)))
     if method == "gits":
-        return Result(live.plan(sampler, baselines.gits_table(steps)))
+        return Result(live.discretization(sampler, baselines.gits_table(steps)))
     if method == "dmn":
         order, model = DMN_ORDER.get(sampler, 3), live.model
-        return Result(
-            live.plan(sampler, baselines.dmn(steps, model.sigma_max, model.sigma_min, order))
-        )
+        sigmas = baselines.dmn(steps, model.sigma_max, model.sigma_min, order)
+        return Result(live.discretization(sampler, sigmas))
     learned: dict[str, Callable[[Trial], Result]] = {"gits-dp": _gits, "ld3-official": _official}
     return learned[method](trial) if method in learned else _ours(method, trial)
 
@@ -48,16 +46,16 @@ def _gits(trial: Trial) -> Result:
     costs = trial.problem.cached(f"gits {trial.seed}", lambda: gits_costs(trial))
     teacher = trial.live.teacher
     sigmas = teacher.sigmas[baselines.cheapest_path(costs, trial.steps)]
-    plan = trial.live.plan(trial.sampler, sigmas)
-    return Result(plan, teacher_calls=GITS_NOISES * teacher.table.model_calls)
+    solver = trial.live.discretization(trial.sampler, sigmas)
+    return Result(solver, teacher_calls=GITS_NOISES * teacher.table.model_calls)
 
 
 def gits_costs(trial: Trial) -> Tensor:
     """Mean costs along the teacher's trajectories of training noises, the same for all students."""
     noise, model, teacher = trial.noises(GITS_NOISES), trial.live.model, trial.live.teacher
-    zeros, costs = torch.zeros_like(noise), []
-    for batch in Pairs(noise, zeros, zeros).batches(BATCH, model.device):
-        result, history = student_samples(model, teacher, batch)
+    costs = []
+    for batch in TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model):
+        result, history = model.sample(teacher, batch.noise, batch.latent)
         states, outputs = baselines.trajectory(teacher.table, history, result)
         costs.append(baselines.gits_costs(states, outputs, teacher.sigmas))
     return torch.stack(costs).mean(0)
@@ -70,7 +68,7 @@ def _official(trial: Trial) -> Result:
     )
     model = trial.live.model
     model.calls = 0
-    pairs = trial.pairs(settings.training_pairs + settings.validation_pairs)
+    pairs = trial.teacher_samples(settings.training_pairs + settings.validation_pairs)
     teacher_calls, model.calls = model.calls, 0
     traced = trial.live.traced(trial.sampler)
     training = OfficialTraining(model, traced, trial.steps, pairs, trial.seed, settings)

@@ -45,10 +45,10 @@ from torch import Tensor
 
 from ld3.metrics import Distance
 from ld3.model import Model
-from ld3.recompute import recomputed
-from ld3.solver import Plan, SolverTable
-from ld3.teacher import Pairs
-from ld3.training.gradient import differentiable_rollout
+from ld3.table import Discretization, SolverTable
+from ld3.teacher import TeacherSamples
+from ld3.training.gradient.differentiable_rollout import differentiable_rollout
+from ld3.training.gradient.recompute import recomputed
 
 L1 = Distance("l1")
 LAST_TIME = 1e-3
@@ -170,7 +170,7 @@ def _from_outputs(
 
 
 class GsTraining:
-    """One run; `run` returns the plan and adds the calls it makes to `model.calls`.
+    """One run; `run` returns the solver and adds the calls it makes to `model.calls`.
 
     Args:
         model: student's network, of variance-exploding or eps type.
@@ -183,7 +183,7 @@ class GsTraining:
         self,
         model: Model,
         steps: int,
-        pairs: Pairs,
+        pairs: TeacherSamples,
         seed: int,
         settings: GsSettings = PUBLISHED,
     ) -> None:
@@ -195,8 +195,8 @@ class GsTraining:
         self.average = self.solver.start()
         self.learned = Parameters(*(p.clone().requires_grad_() for p in self.average))
 
-    def run(self) -> Plan:
-        """Train; returns the average's plan."""
+    def run(self) -> Discretization:
+        """Train; returns the average's solver."""
         s, done = self.settings, 0
         optimizer = torch.optim.Adam(self.learned, lr=s.rate)
         while done < s.updates:
@@ -207,9 +207,9 @@ class GsTraining:
                 keep = min(s.average_decay, (1 + done) / (10 + done))
                 for average, now in zip(self.average, self.learned, strict=True):
                     average.lerp_(now.detach(), 1 - keep)
-        return self.plan()
+        return self.discretization()
 
-    def update(self, pairs: Pairs, optimizer: torch.optim.Optimizer) -> float:
+    def update(self, pairs: TeacherSamples, optimizer: torch.optim.Optimizer) -> float:
         """One step on a batch; returns its loss."""
         model, before = self.model, self.model.calls
         noise, latent, target = (
@@ -229,8 +229,8 @@ class GsTraining:
         optimizer.zero_grad()
         return float(loss.detach())
 
-    def plan(self) -> Plan:
+    def discretization(self) -> Discretization:
         """The solver and schedule of the averaged parameters."""
         levels, evaluated, weights = self.solver.table(self.average)
-        reported = torch.arange(self.solver.steps)
-        return Plan(levels.float(), SolverTable(levels[:-1], evaluated, weights, reported))
+        table = SolverTable(levels[:-1], evaluated, weights, torch.arange(self.solver.steps))
+        return Discretization(levels.float(), table)

@@ -42,11 +42,16 @@ from torch import Tensor
 from ld3.metrics import Distance
 from ld3.model import Model
 from ld3.parameters import StepParameters
-from ld3.recompute import recomputed
-from ld3.solver import Plan, Sampler, SolverTable
-from ld3.student import Student
-from ld3.teacher import Pairs
-from ld3.training.gradient import differentiable_rollout, differentiable_table, projected
+from ld3.solver_parameters import SolverParameters
+from ld3.table import Discretization, SolverTable
+from ld3.teacher import TeacherSamples
+from ld3.tracing import TracedSampler
+from ld3.training.gradient.descent import projected
+from ld3.training.gradient.differentiable_rollout import (
+    differentiable_rollout,
+    differentiable_table,
+)
+from ld3.training.gradient.recompute import recomputed
 
 NOISE_PREDICTING = ("euler", "ipndm")
 L2 = Distance("l2")
@@ -93,7 +98,7 @@ class _State:
 
 
 class OfficialTraining:
-    """One run; `run` returns the plan and adds the calls it makes to `model.calls`.
+    """One run; `run` returns the solver and adds the calls it makes to `model.calls`.
 
     Args:
         model: student's network, of variance-exploding or eps type.
@@ -106,15 +111,15 @@ class OfficialTraining:
     def __init__(
         self,
         model: Model,
-        sampler: Sampler,
+        sampler: TracedSampler,
         steps: int,
-        pairs: Pairs,
+        pairs: TeacherSamples,
         seed: int,
         settings: OfficialSettings = OfficialSettings(),
     ) -> None:
         self.model, self.steps, self.settings = model, steps, settings
         levels = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
-        self.student = Student(sampler, levels, model, steps, calls=steps)
+        self.parameters = SolverParameters(sampler, levels, model.sigma_max, steps, calls=steps)
         ends = torch.tensor([model.sigma_max, model.sigma_min], dtype=torch.float64)
         self.upper, self.lower = model.coordinate.from_sigma(ends)
         self.training = pairs[: settings.training_pairs]
@@ -127,8 +132,8 @@ class OfficialTraining:
         self.best = self.state.copy()
         self.best_loss, self.waited, self.restored_once = float("inf"), 0, False
 
-    def run(self) -> Plan:
-        """Train; returns the best plan by validation."""
+    def run(self) -> Discretization:
+        """Train; returns the best solver by validation."""
         s = self.settings
         logits, times = self.state.logits.requires_grad_(), self.state.times.requires_grad_()
         steps = torch.optim.RMSprop([logits], lr=s.steps_rate, momentum=s.momentum)
@@ -149,16 +154,16 @@ class OfficialTraining:
             if not any(accepted):
                 self.noise_rate *= 0.5
         self._restore(noises=False)
-        return self.plan()
+        return self.discretization()
 
-    def plan(self) -> Plan:
+    def discretization(self) -> Discretization:
         """The current schedule, sigmas (N+1,) float32 and the table that samples with it."""
         with torch.no_grad():
-            sigmas = self.student.levels.sigmas(self._levels())
-            table = self.student.sampler.table(sigmas)
+            sigmas = self.parameters.levels.sigmas(self._levels())
+            table = self.parameters.sampler.table(sigmas)
             evaluated = self._eval_levels(table.state_sigmas)
             weights = self._decoupling(table.weights, table.state_sigmas, evaluated)
-        return Plan(
+        return Discretization(
             sigmas, SolverTable(table.state_sigmas, evaluated, weights, table.callback_calls)
         )
 
@@ -175,7 +180,7 @@ class OfficialTraining:
         widths = logits if self.settings.bound_from_logits else ends
         bound = 0.5 * float(widths.diff().abs().min())
         times = self.state.times[1:-1].clamp(-bound, bound)
-        return self.model.coordinate.moved(states, torch.cat([times.new_zeros(1), times]))
+        return self.model.coordinate.shifted(states, torch.cat([times.new_zeros(1), times]))
 
     def _decoupling(self, weights: Tensor, states: Tensor, evaluated: Tensor) -> Tensor:
         if self.settings.variance_preserving:
@@ -186,19 +191,19 @@ class OfficialTraining:
 
     def _table(self) -> tuple[Tensor, Tensor]:
         """Weights and evaluation levels, differentiable with respect to logits and times."""
-        weights, states = differentiable_table(self.student, self._levels())
+        weights, states = differentiable_table(self.parameters, self._levels())
         evaluated = self._eval_levels(states)
         return self._decoupling(weights, states, evaluated), evaluated
 
-    def _losses(self, noise: Tensor, pairs: Pairs, gradient: bool) -> Tensor:
+    def _losses(self, noise: Tensor, pairs: TeacherSamples, gradient: bool) -> Tensor:
         """Each pair's loss of start noises (n, *latent): (n,)."""
         model, target = self.model, pairs.target.to(self.model.device)
         latent = pairs.latent.to(model.device)
         # networks whose derivative in time is a secant cannot be differentiated as they are
         through = recomputed(model) if gradient and model.time_neighbours else model
         weights, evaluated = self._table()
-        model.begin_rollout(self.student.levels.sigmas(self._levels().detach()))
-        x = model.scale_noise(noise, latent, self.student.levels.start)
+        model.begin_rollout(self.parameters.levels.sigmas(self._levels().detach()))
+        x = model.scale_noise(noise, latent, self.parameters.levels.start)
         return L2.between(differentiable_rollout(weights, evaluated, through, x), target)
 
     def _validate(self) -> None:
@@ -234,7 +239,7 @@ class OfficialTraining:
             self.state.training.copy_(self.best.training)
             self.state.validation.copy_(self.best.validation)
 
-    def _update(self, pairs: Pairs, noises: Tensor, chosen: Tensor, learn: bool) -> bool:
+    def _update(self, pairs: TeacherSamples, noises: Tensor, chosen: Tensor, learn: bool) -> bool:
         """One step on a batch; returns whether a new x' was accepted.
 
         `noises` contains the x' of all pairs and is written to.

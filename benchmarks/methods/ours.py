@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.problems.live_model import BATCH, TEACHER
+from benchmarks.problems.live_model import TEACHER
 from benchmarks.problems.noise_levels import uniform_log_snr
 from ld3.metrics import Distance, rmse
 from ld3.parameters import StepParameters, check_sigmas
-from ld3.solver import Plan
-from ld3.student import Student
-from ld3.teacher import Pairs
+from ld3.solver_parameters import SolverParameters
+from ld3.table import Discretization
+from ld3.teacher import TeacherSamples
 from ld3.training.gauss_newton import GaussNewton
-from ld3.training.gradient import ADAM, GradientDescent
-from ld3.training.loop import Learned, ScheduleTraining
+from ld3.training.gradient.descent import GradientDescent
+from ld3.training.gradient.gradient_settings import ADAM
 from ld3.training.settings import TrainingSettings
+from ld3.training.train import Learned, TrainingTask, train
+from ld3.training.validation import Objective
 
 from .trial import Result, Trial
 
@@ -35,7 +37,7 @@ POINTS = 16  # of a descent by gradient, at which it is measured
 LOWEST_START = 0.1  # sigma
 
 
-def learn(trial: Trial, teacher: Plan | None = None, **changes: Any) -> Learned:
+def learn(trial: Trial, teacher: Discretization | None = None, **changes: Any) -> Learned:
     """A whole learning run on 32 training and 32 validation noises.
 
     Args:
@@ -49,36 +51,29 @@ def learn(trial: Trial, teacher: Plan | None = None, **changes: Any) -> Learned:
             "training_noises": NOISES,
             "validation_noises": NOISES,
             "test_noises": TEST_NOISES,
-            "batch_size": trial.problem.training_batch,
             "seed": trial.seed,
             **changes,
         }
     )
-    training = ScheduleTraining(
+    task = TrainingTask(
         live.model,
         live.traced(trial.sampler),
         teacher or live.teacher,
+        live.model.sigma_max,
         live.schedules(trial.sampler, trial.steps),
-        settings,
-        start_sigma=live.model.sigma_max,
         teacher_sampler=live.traced(TEACHER[0]),
     )
-    live.model.calls = 0
     noise = trial.noises(settings.noises)
-    return training.run(noise, torch.zeros_like(noise))
+    with trial.training_batches():
+        return train(task, settings, noise, torch.zeros_like(noise))
 
 
-def plan_of(learned: Learned) -> Plan:
-    """The solver and schedule that were learned."""
-    return Plan(learned.sigmas, learned.table)
-
-
-def result_of(learned: Learned, teacher: Plan) -> Result:
-    """A run's plan and calls, without its test noises, which only its report uses."""
-    check_sigmas(learned.sigmas)
+def result_of(learned: Learned, teacher: Discretization) -> Result:
+    """A run's solver and calls, without its test noises, which only its report uses."""
+    check_sigmas(learned.solver.sigmas)
     report = learned.report
     unused = TEST_NOISES * teacher.table.model_calls
-    return Result(plan_of(learned), report.training_calls, report.teacher_calls - unused)
+    return Result(learned.solver, report.training_calls, report.teacher_calls - unused)
 
 
 class Point(NamedTuple):
@@ -87,7 +82,7 @@ class Point(NamedTuple):
     update: int
     model_calls: int
     training_error: float
-    plan: Plan
+    solver: Discretization
 
 
 def updates_of(method: str) -> list[int]:
@@ -108,41 +103,42 @@ def descend(trial: Trial, method: str, radius: float | None) -> list[Point]:
         method: "gauss-newton" or "gradient", which receive new batches as in the training loop.
         radius: of soft teacher forcing; the training error then starts from the perturbed noises.
     """
-    live, model, seed = trial.live, trial.live.model, trial.seed
+    live, model = trial.live, trial.live.model
     levels = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
-    start = live.plan(trial.sampler, uniform_log_snr(trial.steps, LOWEST_START, model.sigma_max))
+    sigmas = uniform_log_snr(trial.steps, LOWEST_START, model.sigma_max)
+    start, theta = live.discretization(trial.sampler, sigmas), levels.from_sigmas(sigmas)
     traced = live.traced(trial.sampler)
-    student = Student(traced, levels, model, trial.steps, start.table.model_calls)
-    theta = levels.from_sigmas(start.sigmas)
-    pairs = trial.pairs(NOISES)
+    parameters = SolverParameters.of_steps(traced, levels, model.sigma_max, trial.steps)
+    samples = trial.teacher_samples(NOISES)
 
-    def error(plan: Plan, pairs: Pairs) -> torch.Tensor:
-        return rmse(live.samples(plan, pairs.noise) - pairs.target)
+    def error(solver: Discretization, samples: TeacherSamples) -> torch.Tensor:
+        return rmse(live.samples(solver, samples.noise) - samples.target)
 
-    distance = Distance("pseudo-huber", float(error(start, pairs).median()))
-    order = torch.Generator().manual_seed(seed)
+    distance = Distance("pseudo-huber", float(error(start, samples).median()))
+    # states are not matched: without data_std
+    objective, order = Objective(model, distance), torch.Generator().manual_seed(trial.seed)
     if method == "gauss-newton":
-        descent = GaussNewton(student, theta, ITERATIONS)
+        descent = GaussNewton(objective, parameters, theta, ITERATIONS)
     else:
-        settings = replace(ADAM, radius=radius)
-        descent = GradientDescent(student, theta, pairs, settings, updates_of(method)[-1])
+        settings, updates = replace(ADAM, radius=radius), updates_of(method)[-1]
+        descent = GradientDescent(objective, parameters, theta, samples, settings, updates)
     model.calls, points, done = 0, [], 0
     for update in updates_of(method):
         while done < update:
             if isinstance(descent, GaussNewton):
                 chosen = torch.randperm(NOISES, generator=order)[: descent.settings.noises]
-                descent.step(pairs[chosen], distance, BATCH)
+                descent.step(samples[chosen])
             else:
                 if done % math.ceil(NOISES / ADAM.batch) == 0:
                     batches = torch.randperm(NOISES, generator=order).split(ADAM.batch)
-                descent.update(batches[done % len(batches)], distance)
+                descent.update(batches[done % len(batches)])
             done += 1
-        used = pairs
+        used = samples
         if isinstance(descent, GradientDescent):
             theta = descent.theta().detach()
-            used = Pairs(descent.noise, pairs.latent, pairs.target)
+            used = TeacherSamples(descent.noise, samples.latent, samples.target)
         else:
             theta = descent.theta
-        plan = student.plan(theta)
-        points.append(Point(done, model.calls, float(error(plan, used).mean()), plan))
+        solver = parameters.discretization(theta)
+        points.append(Point(done, model.calls, float(error(solver, used).mean()), solver))
     return points

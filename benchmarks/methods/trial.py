@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.problems.live_model import LiveModel
 from benchmarks.problems.problem import TRAINING_SEED, Problem
-from ld3.solver import Plan
-from ld3.teacher import Pairs
+from ld3.table import Discretization
+from ld3.teacher import TeacherSamples
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,24 @@ class Trial:
         """Training noises of this seed, (count, *shape)."""
         return self.problem.noises(count, TRAINING_SEED + self.seed)
 
-    def pairs(self, count: int) -> Pairs:
+    def teacher_samples(self, count: int) -> TeacherSamples:
         """These noises with the teacher's samples, counted in `live.model.calls`."""
-        return self.problem.pairs(self.live, count, TRAINING_SEED + self.seed)
+        return self.problem.teacher_samples(self.live, count, TRAINING_SEED + self.seed)
+
+    @contextmanager
+    def training_batches(self) -> Iterator[None]:
+        """While the context lasts, the model is called with the problem's `training_batch`."""
+        model = self.live.model
+        usual, model.batch_size = model.batch_size, self.problem.training_batch
+        try:
+            yield
+        finally:
+            model.batch_size = usual
 
 
 class Result(NamedTuple):
     """A solver with its schedule, and the calls needed to find it."""
 
-    plan: Plan
+    solver: Discretization
     model_calls: int = 0
     teacher_calls: int = 0

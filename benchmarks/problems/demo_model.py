@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measures import sample_quality
-from ld3.solver import Plan
+from ld3.table import Discretization
 
 from .live_model import BATCH, LiveModel
 from .problem import FRECHET_SEED, Problem
@@ -32,8 +32,8 @@ class DemoProblem(Problem):
     variance_preserving = True
 
     def __init__(self) -> None:
+        from demo import demo_model as demo
         from demo import emoji
-        from demo import model as demo
 
         super().__init__("demo", (3, demo.SIZE, demo.SIZE))
         self._patcher, self._prompt = demo.load_demo_model(), demo.encode_prompt(PROMPT)[0]
@@ -51,14 +51,14 @@ class DemoProblem(Problem):
         """The result of `task`, called inside ComfyUI's guider with the one prompt."""
         return self._guided(self._prompt, task)
 
-    def frechet(self, plan: Plan, seed: int) -> tuple[float | None, int]:
+    def frechet(self, solver: Discretization, seed: int) -> tuple[float | None, int]:
         """Frechet distance on principal components of the data; None except for seed 0."""
         if seed:
             return None, 0
         noise, parts = self.noises(self.frechet_noises, FRECHET_SEED), []
         for part, captions in zip(noise.split(BATCH), self._captions.split(BATCH), strict=True):
             prompts = [[captions, {"pooled_output": None}]]
-            parts.append(self._guided(prompts, lambda live, part=part: live.samples(plan, part)))
+            parts.append(self._guided(prompts, lambda live, part=part: live.samples(solver, part)))
         samples = torch.cat(parts).flatten(1)
         if not torch.isfinite(samples).all():
             return math.inf, len(samples)
@@ -69,42 +69,21 @@ class DemoProblem(Problem):
         return guided(self._patcher, prompt, torch.zeros(BATCH, *self.shape), task)
 
 
-def guided(patcher: Any, prompt: Any, latent: Tensor, task: Callable[[LiveModel], T]) -> T:
+def guided(model: Any, prompt: Any, latents: Tensor, task: Callable[[LiveModel], T]) -> T:
     """The result of `task`, called where ComfyUI's guider calls a sampler, at cfg 1.
 
     Args:
-        patcher: MODEL.
+        model: MODEL; for `task` autograd can differentiate it.
         prompt: CONDITIONING.
-        latent: (batch, *shape), the largest batch that `task` evaluates.
+        latents: (batch, *shape), the largest batch that `task` evaluates.
     """
-    import comfy.samplers
+    from ld3.comfy.gradient.differentiable_model import differentiable_run
+    from ld3.comfy.guided_run import GuidedRun, cfg_guider, run
 
-    guider = comfy.samplers.CFGGuider(patcher)
-    guider.set_conds(prompt, prompt)
-    guider.set_cfg(1.0)
-    return _run(guider, latent, task)
-
-
-def _run(guider: Any, latent: Tensor, task: Callable[[LiveModel], T]) -> T:
-    """The one bridge from ComfyUI's guider to what is measured."""
-    import comfy.samplers
-
-    from ld3.comfy.denoiser import guided_model
-    from ld3.comfy.differentiable import differentiable, time_neighbours
-
-    results = []
-
-    class Task(comfy.samplers.Sampler):
-        def sample(self, model_wrap, sigmas, extra_args, callback, noise, *others, **more):
-            sampling = model_wrap.inner_model.model_sampling
-            with torch.no_grad(), differentiable(model_wrap, extra_args) as extra_args:
-                model = guided_model(self, model_wrap, extra_args)
-                model.time_neighbours = time_neighbours(sampling)
-                patcher = guider.model_patcher
-                results.append(task(LiveModel(model, sampling, patcher, model_wrap)))
-            return noise
+    def called(guided: GuidedRun) -> T:
+        with differentiable_run(guided) as live:
+            wrap = live.model_wrap
+            return task(LiveModel(live.model, live.sampling, wrap.model_patcher, wrap))
 
     levels = torch.tensor([1.0, 0.0])  # not used, but required
-    zeros = torch.zeros_like(latent)
-    guider.sample(zeros, latent, Task(), levels, disable_pbar=True, seed=0)
-    return results[0]
+    return run(cfg_guider(model, prompt, prompt, 1.0), latents, levels, called)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ld3.model import Model
-from ld3.solver import Plan, Sampler
-from ld3.teacher import Pairs, student_samples
+from ld3.table import Discretization
+from ld3.teacher import TeacherSamples
+from ld3.tracing import TracedSampler
 
 TEACHER = ("dpmpp_2m", "karras", 20)  # 20 calls per sample
-BATCH = 64  # noises per model call
+BATCH = 64  # noises per model call, except while learning (`Trial.training_batches`)
 
 
 class LiveModel:
@@ -32,36 +33,36 @@ class LiveModel:
         self.model, self._sampling, self._patcher = model, sampling, patcher
         self._wrap = model_wrap
 
-    def traced(self, sampler: str) -> Sampler:
+    def traced(self, sampler: str) -> TracedSampler:
         """Core's sampler of that name."""
-        from ld3.comfy import samplers
+        from ld3.comfy import core_samplers
 
-        return samplers.traceable(samplers.sampler_object(sampler), self._sampling, self._wrap)
+        core = core_samplers.sampler_object(sampler)
+        return core_samplers.traced_sampler(core, self._sampling, self._wrap)
 
     def schedules(self, sampler: str, steps: int) -> dict[str, Tensor]:
         """What KSampler would use, for each scheduler that allows this number of steps."""
-        from ld3.comfy import samplers
+        from ld3.comfy import core_samplers
 
-        return samplers.standard_schedules(self._patcher, sampler, steps, 1.0)
+        return core_samplers.standard_schedules(self._patcher, sampler, steps, 1.0)
 
-    def plan(self, sampler: str, sigmas: Tensor) -> Plan:
+    def discretization(self, sampler: str, sigmas: Tensor) -> Discretization:
         """The sampler on sigmas (N+1,)."""
-        return Plan(sigmas, self.traced(sampler).table(sigmas))
+        return self.traced(sampler).discretization(sigmas)
 
-    def standard(self, sampler: str, scheduler: str, steps: int) -> Plan:
+    def standard(self, sampler: str, scheduler: str, steps: int) -> Discretization:
         """The sampler on a standard schedule."""
-        return self.plan(sampler, self.schedules(sampler, steps)[scheduler])
+        return self.discretization(sampler, self.schedules(sampler, steps)[scheduler])
 
     @property
-    def teacher(self) -> Plan:
+    def teacher(self) -> Discretization:
         """The teacher that all learning methods share."""
         return self.standard(*TEACHER)
 
-    def samples(self, plan: Plan, noise: Tensor) -> Tensor:
-        """The plan's samples from unit noises (n, *shape), on the CPU; its calls do not count."""
-        before = self.model.calls
-        zeros = torch.zeros_like(noise)
-        batches = Pairs(noise, zeros, zeros).batches(BATCH, self.model.device)
-        parts = [student_samples(self.model, plan, batch)[0].cpu() for batch in batches]
-        self.model.calls = before
+    def samples(self, solver: Discretization, noise: Tensor) -> Tensor:
+        """The solver's samples from unit noises (n, *shape), on the CPU; its calls do not count."""
+        model, before = self.model, self.model.calls
+        batches = TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model)
+        parts = [model.sample(solver, batch.noise, batch.latent)[0].cpu() for batch in batches]
+        model.calls = before
         return torch.cat(parts)

@@ -13,10 +13,10 @@ from torch import Tensor
 from benchmarks.measures import sample_quality
 from ld3.metrics import rmse
 from ld3.model import Model
-from ld3.solver import Plan
-from ld3.teacher import Pairs, teach
+from ld3.table import Discretization
+from ld3.teacher import TeacherSamples, sample_teacher
 
-from .live_model import BATCH, LiveModel
+from .live_model import LiveModel
 
 T = TypeVar("T")
 REFERENCE = ("heun", "karras", 60)  # 119 calls per sample, never counted
@@ -48,8 +48,8 @@ class Problem:
         """The result of `task`, called where the model can be called."""
         raise NotImplementedError
 
-    def frechet(self, plan: Plan, seed: int) -> tuple[float | None, int]:
-        """Frechet distance of the plan's samples to the data, and the number of samples.
+    def frechet(self, solver: Discretization, seed: int) -> tuple[float | None, int]:
+        """Frechet distance of the solver's samples to the data, and the number of samples.
 
         None where it is not measured for this seed. Not to be called inside `run`.
         """
@@ -59,20 +59,16 @@ class Problem:
         """Standard normal start noises (count, *shape)."""
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
 
-    def error(self, live: LiveModel, plan: Plan) -> float:
+    def error(self, live: LiveModel, solver: Discretization) -> float:
         """Mean RMSE of held-out samples to the common reference; its calls do not count."""
         noise = self.noises(self.heldout_noises, HELDOUT_SEED)
         reference = self.cached("reference", lambda: live.samples(live.standard(*REFERENCE), noise))
-        return float(rmse(live.samples(plan, noise) - reference).mean())
+        return float(rmse(live.samples(solver, noise) - reference).mean())
 
-    def pairs(self, live: LiveModel, count: int, seed: int) -> Pairs:
+    def teacher_samples(self, live: LiveModel, count: int, seed: int) -> TeacherSamples:
         """Training noises with the teacher's samples, counted in `live.model.calls`."""
-        return Pairs.joined(
-            [
-                teach(live.model, live.teacher, part, torch.zeros_like(part))
-                for part in self.noises(count, seed).split(BATCH)
-            ]
-        )
+        noise = self.noises(count, seed)
+        return sample_teacher(live.model, live.teacher, noise, torch.zeros_like(noise))
 
     def cached(self, name: str, compute: Callable[[], T]) -> T:
         """What `compute` returns, computed once in a run of the benchmark."""
@@ -111,10 +107,10 @@ class MixtureProblem(Problem):
         with torch.no_grad():
             return task(LiveModel(self._model, sampling, patcher))
 
-    def frechet(self, plan: Plan, seed: int) -> tuple[float | None, int]:
+    def frechet(self, solver: Discretization, seed: int) -> tuple[float | None, int]:
         """Frechet distance of samples to the data's exact moments, and the number of samples."""
         noise = self.noises(self.frechet_noises, FRECHET_SEED)
-        flat = self.run(lambda live: live.samples(plan, noise)).flatten(1).double()
+        flat = self.run(lambda live: live.samples(solver, noise)).flatten(1).double()
         if not torch.isfinite(flat).all():
             return math.inf, len(flat)
         distance = sample_quality.frechet(flat.mean(0), flat.T.cov(), self._mean, self._covariance)

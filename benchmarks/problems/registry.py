@@ -9,6 +9,7 @@ from ld3.parameters import LOG_SIGMA
 
 from . import mixtures
 from .demo_model import DemoProblem
+from .live_model import BATCH
 from .problem import MixtureProblem, Problem
 
 MIXTURES = {
@@ -31,5 +32,5 @@ def load(name: str) -> Problem:
         raise ValueError(f"no problem is called {name!r}; choose demo or one of {[*MIXTURES]}")
     components, shape, sigma_max = MIXTURES[name]
     denoise = mixtures.mixture_denoiser(*components())
-    model = Model(denoise, LOG_SIGMA, SIGMA_MIN, sigma_max)
+    model = Model(denoise, LOG_SIGMA, SIGMA_MIN, sigma_max, batch_size=BATCH)
     return MixtureProblem(name, model, shape, mixtures.mixture_moments(*components()))

@@ -42,12 +42,15 @@ def row(
     sampler: str, steps: int, cfg: float, iterations: int = 12, training_noises: int = 32
 ) -> dict[str, Any]:
     """Train one schedule, with the node's defaults except a batch size that suits the model."""
-    from demo import model as demo
-    from ld3.comfy import folders, training
+    from demo import demo_model as demo
+    from ld3.comfy import folders
+    from ld3.comfy.job import GraphInputs
+    from ld3.comfy.requests import TrainingRequest
+    from ld3.comfy.training_job import train_schedule
 
     folders.register()
     shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every cell counts its teacher
-    request = training.TrainingRequest(
+    request = TrainingRequest(
         sampler_name=sampler,
         steps=steps,
         cfg=cfg,
@@ -64,28 +67,20 @@ def row(
     )
     positive, negative = (demo.encode_prompt(text)[0] for text in (PROMPT, ""))
     started = time.monotonic()
-    result = training.train_schedule(
-        demo.load_demo_model(),
-        positive,
-        negative,
-        demo.empty_latent(),
-        request,
-        "bench",
-        retrain=True,
-    )
-    report = result.report
-    baselines = {n: b["heldout_error"] for n, b in report["baselines"].items() if b["counted"]}
-    best = min(baselines, key=lambda name: baselines[name])
+    inputs = GraphInputs(demo.load_demo_model(), positive, negative, demo.empty_latent())
+    report = train_schedule(inputs, request, "bench", retrain=True).report
+    best = report.best_baseline()
+    baseline = report.baselines[best].test_error
     return {
         "sampler": sampler,
         "steps": steps,
         "cfg": cfg,
-        "error_learned": report["heldout_error"],
-        "error_best_baseline": baselines[best],
+        "error_learned": report.test_error,
+        "error_best_baseline": baseline,
         "best_baseline": best,
-        "ratio": report["heldout_error"] / baselines[best],
-        "training_calls": report["training_calls"],
-        "teacher_calls": report["teacher_calls"],
+        "ratio": report.test_error / baseline,
+        "training_calls": report.training_calls,
+        "teacher_calls": report.teacher_calls,
         "seconds": time.monotonic() - started,
     }
 

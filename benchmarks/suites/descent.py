@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.comparison import geometric_mean
 from benchmarks.problems.mixtures import digits
-from ld3.metrics import Distance, rmse
+from ld3.metrics import Distance
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, StepParameters
-from ld3.solver import Plan
-from ld3.student import Student
-from ld3.teacher import Pairs, student_samples, teach
+from ld3.solver_parameters import SolverParameters
+from ld3.teacher import TeacherSamples, sample_teacher
 from ld3.training.gauss_newton import GaussNewton, GaussNewtonSettings
+from ld3.training.validation import Objective, errors
 
 TITLE = "Gauss-Newton's constants on digits (std 0.35): test error / best standard scheduler's"
 KEYS = ("settings", "sampler", "steps", "start")
@@ -43,6 +43,7 @@ SETTINGS = {
     "long": (40, replace(DEFAULT, memory=0.0, damping=0.01, noises=64, smallest_step=0.02)),
 }
 SCHEDULERS = ("karras", "beta", "exponential", "normal")
+NOISES = 64, 32, 400  # for training, validation and test
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -59,43 +60,36 @@ def row(settings: str, sampler: str, steps: int, start: str) -> dict[str, Any]:
     import comfy.model_sampling
     import comfy.samplers
 
-    from ld3.comfy import samplers
+    from ld3.comfy import core_samplers
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
         pass
 
     sampling = Sampling(None)
-    model = Model(
-        digits(std=0.35).denoise, LOG_SIGMA, float(sampling.sigma_min), float(sampling.sigma_max)
-    )
-    traced = samplers.traceable(samplers.sampler_object(sampler), sampling)
-
-    def plan(sigmas: torch.Tensor) -> Plan:
-        return Plan(sigmas, traced.table(sigmas))
-
-    training, validation, test = _pairs(model, sampling)
-
-    def residuals(sigmas: torch.Tensor, pairs: Pairs, measure: Any) -> torch.Tensor:
-        return measure(student_samples(model, plan(sigmas), pairs)[0] - pairs.target)
-
+    sigma_min, sigma_max = float(sampling.sigma_min), float(sampling.sigma_max)
+    denoise = digits(std=0.35).denoise
+    model = Model(denoise, LOG_SIGMA, sigma_min, sigma_max, batch_size=sum(NOISES))
+    traced = core_samplers.traced_sampler(core_samplers.sampler_object(sampler), sampling)
+    training, validation, test = _samples(model, sampling)
     schedules = {n: comfy.samplers.calculate_sigmas(sampling, n, steps) for n in SCHEDULERS}
-    best = min(float(residuals(s, test, rmse).mean()) for s in schedules.values())
-    distance = Distance(
-        "pseudo-huber", float(residuals(schedules["karras"], validation, rmse).median())
-    )
+    standard = {name: traced.discretization(sigmas) for name, sigmas in schedules.items()}
+    best = min(float(errors(model, solver, test).mean()) for solver in standard.values())
+    scale = float(errors(model, standard["karras"], validation).median())
     iterations, constants = SETTINGS[settings]
-    parameters = StepParameters(LOG_SIGMA, model.sigma_max, model.sigma_min)
-    student = Student(traced, parameters, model, steps, plan(schedules[start]).table.model_calls)
-    descent = GaussNewton(student, parameters.from_sigmas(schedules[start]), iterations, constants)
+    levels = StepParameters(LOG_SIGMA, sigma_max, sigma_min)
+    parameters = SolverParameters.of_steps(traced, levels, sigma_max, steps)
+    # states are not matched: without data_std
+    objective = Objective(model, Distance("pseudo-huber", scale))
+    theta = levels.from_sigmas(schedules[start])
+    descent = GaussNewton(objective, parameters, theta, iterations, constants)
     order = torch.Generator().manual_seed(0)
     model.calls, visited = 0, []
     for _ in range(iterations):
         chosen = torch.randperm(len(training), generator=order)[: constants.noises]
-        u = descent.step(training[chosen], distance, batch_size=64)
-        sigmas = parameters.sigmas(u)
-        visited.append((float(residuals(sigmas, validation, distance.value).mean()), sigmas))
+        solver = parameters.discretization(descent.step(training[chosen]))
+        visited.append((objective.error(solver, validation), solver))
     calls = model.calls
-    error = float(residuals(min(visited, key=lambda v: v[0])[1], test, rmse).mean())
+    error = float(errors(model, min(visited, key=lambda v: v[0])[1], test).mean())
     return {
         "settings": settings,
         "sampler": sampler,
@@ -107,17 +101,18 @@ def row(settings: str, sampler: str, steps: int, start: str) -> dict[str, Any]:
     }
 
 
-def _pairs(model: Model, sampling: Any) -> tuple[Pairs, Pairs, Pairs]:
-    """64 training, 32 validation and 400 test noises with their teacher."""
+def _samples(model: Model, sampling: Any) -> tuple[TeacherSamples, TeacherSamples, TeacherSamples]:
+    """The teacher's samples for training, validation and test."""
     import comfy.samplers
 
-    from ld3.comfy import samplers
+    from ld3.comfy import core_samplers
 
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "karras", 20)
-    table = samplers.traceable(samplers.sampler_object("heun"), sampling).table(sigmas)
-    noise = torch.randn(496, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    pairs = teach(model, Plan(sigmas, table), noise, torch.zeros_like(noise))
-    return pairs[:64], pairs[64:96], pairs[96:]
+    heun = core_samplers.traced_sampler(core_samplers.sampler_object("heun"), sampling)
+    teacher = heun.discretization(comfy.samplers.calculate_sigmas(sampling, "karras", 20))
+    noise = torch.randn(sum(NOISES), 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    samples = sample_teacher(model, teacher, noise, torch.zeros_like(noise))
+    test = NOISES[0] + NOISES[1]
+    return samples[: NOISES[0]], samples[NOISES[0] : test], samples[test:]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

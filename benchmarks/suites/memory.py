@@ -20,19 +20,19 @@ from benchmarks.problems.live_model import LiveModel
 from ld3.metrics import Distance
 from ld3.model import Model
 from ld3.parameters import StepParameters
-from ld3.solver import Sampler
-from ld3.student import Student
-from ld3.teacher import Pairs, student_samples
+from ld3.solver_parameters import SolverParameters
+from ld3.teacher import TeacherSamples
+from ld3.tracing import TracedSampler
 from ld3.training.gauss_newton import GaussNewton
-from ld3.training.gradient import (
-    ADAM,
-    GradientDescent,
+from ld3.training.gradient.descent import GradientDescent
+from ld3.training.gradient.differentiable_rollout import (
     backward_loss,
     differentiable_rollout,
     differentiable_table,
 )
-from ld3.training.guide import Guide
-from ld3.trajectories import few_elements
+from ld3.training.gradient.gradient_settings import ADAM
+from ld3.training.validation import Objective
+from ld3.trajectories import subsample
 
 TITLE = "Demo model: peak bytes of activations of one batch of 4 against steps (dpmpp_2m, cfg 1)"
 KEYS = ("mode", "steps")
@@ -43,44 +43,47 @@ BATCH = 4
 TEACHER_CALLS = 20
 
 
-def work_of(mode: str, student: Student, theta: Tensor, pairs: Pairs) -> Callable[[], Any]:
-    """One batch's work in a mode: sampling, or one step of an optimiser."""
-    model, batch, everything = student.model, len(pairs), torch.arange(len(pairs))
-    distance = Distance("pseudo-huber", 0.1)
+def work_of(
+    mode: str, model: Model, parameters: SolverParameters, samples: TeacherSamples
+) -> Callable[[], Any]:
+    """One batch's work in a mode at evenly spaced levels: sampling, or one step of an optimiser."""
+    theta = parameters.levels.even(parameters.steps)
+    objective = Objective(model, Distance("pseudo-huber", 0.1), data_std=1.0)
     if mode == "sampling":
-        return torch.no_grad()(partial(student_samples, model, student.plan(theta), pairs))
+        solver = parameters.discretization(theta)
+        return torch.no_grad()(partial(model.sample, solver, samples.noise, samples.latent))
     if mode == "gauss-newton":
-        states = [few_elements(pairs.noise)] * (1 + TEACHER_CALLS)
+        states = [subsample(samples.noise)] * (1 + TEACHER_CALLS)
         levels = torch.linspace(model.sigma_max, 0, TEACHER_CALLS + 1)
-        guide = Guide(student.sampler.table(levels), 1.0, model.coordinate)
-        pairs = replace(pairs, history=torch.stack(states, 1))
-        descent = GaussNewton(student, theta, iterations=12, guide=guide)
-        return torch.no_grad()(partial(descent.step, pairs, distance, batch))
+        teacher = parameters.sampler.table(levels)
+        samples = replace(samples, history=torch.stack(states, 1), table=teacher)
+        descent = GaussNewton(objective, parameters, theta, iterations=12)
+        return torch.no_grad()(partial(descent.step, samples))
     if mode == "gradient":
-        settings = replace(ADAM, batch=batch)
-        descent = GradientDescent(student, theta, pairs, settings, updates=12)
-        return partial(descent.update, everything, distance)
-    return partial(_plain_gradient, student, theta, pairs, distance)
+        settings = replace(ADAM, batch=len(samples))
+        descent = GradientDescent(objective, parameters, theta, samples, settings, updates=12)
+        return partial(descent.update, torch.arange(len(samples)))
+    return partial(_plain_gradient, objective, parameters, theta, samples)
 
 
-def _plain_gradient(student: Student, theta: Tensor, pairs: Pairs, distance: Distance) -> None:
+def _plain_gradient(
+    objective: Objective, parameters: SolverParameters, theta: Tensor, samples: TeacherSamples
+) -> None:
     """The gradient of `GradientDescent.update` by plain autograd, which keeps all activations."""
-    model = student.model
-    noise, theta = pairs.noise.clone().requires_grad_(), theta.clone().requires_grad_()
+    model = objective.model
+    noise, theta = samples.noise.clone().requires_grad_(), theta.clone().requires_grad_()
     with torch.enable_grad():
-        weights, levels = differentiable_table(student, theta)
-        model.begin_rollout(student.plan(theta.detach()).sigmas)
-        x = model.scale_noise(noise, pairs.latent, student.levels.start)
+        weights, levels = differentiable_table(parameters, theta)
+        model.begin_rollout(parameters.discretization(theta.detach()).sigmas)
+        x = model.scale_noise(noise, samples.latent, parameters.levels.start)
         result = differentiable_rollout(weights, levels, model, x)
-        backward_loss(result, pairs.target, distance)
+        backward_loss(result, samples.target, objective.distance)
 
 
-def some_student(sampler: Sampler, model: Model, steps: int) -> tuple[Student, Tensor]:
-    """A student with evenly spaced levels, and its theta."""
+def parameters_of(model: Model, sampler: TracedSampler, steps: int) -> SolverParameters:
+    """The free noise levels of a sampler."""
     levels = StepParameters(model.coordinate, model.sigma_max, model.sigma_min)
-    theta = torch.linspace(*levels.bounds(), steps + 1, dtype=torch.float64)[1:-1]
-    calls = sampler.table(levels.sigmas(theta)).model_calls
-    return Student(sampler, levels, model, steps, calls), theta
+    return SolverParameters.of_steps(sampler, levels, model.sigma_max, steps)
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -92,15 +95,15 @@ def cells() -> Iterator[dict[str, Any]]:
 
 def row(mode: str, steps: int) -> dict[str, Any]:
     """One batch of the demo model behind ComfyUI's guider."""
-    from demo import model as demo
+    from demo import demo_model as demo
 
     def measure(live: LiveModel) -> tuple[int, int]:
         model = live.model
-        student, theta = some_student(live.traced("dpmpp_2m"), model, steps)
+        parameters = parameters_of(model, live.traced("dpmpp_2m"), steps)
         noise = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         # the quality of the samples does not matter: any target will do
-        pairs = Pairs(noise, torch.zeros_like(noise), torch.zeros_like(noise))
-        work = work_of(mode, student, theta, pairs)
+        samples = TeacherSamples(noise, torch.zeros_like(noise), torch.zeros_like(noise))
+        work = work_of(mode, model, parameters, samples)
         peak, model.calls = peak_bytes(work), 0
         work()
         return peak, model.calls

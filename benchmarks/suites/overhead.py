@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.comparison import reached
 from ld3.schedule import Schedule, ScheduleInfo
-from ld3.solver import SolverTable
+from ld3.table import SolverTable
 
 TITLE = "Overhead: wall time of a learned table over the core sampler's, demo model, batch 4"
 KEYS = ("sampler", "steps")
@@ -53,16 +53,17 @@ def row(sampler: str, steps: int) -> dict[str, Any]:
     """Sample many times with both."""
     import comfy.sample
 
-    from demo import model as demo
-    from ld3.comfy import samplers
+    from demo import demo_model as demo
+    from ld3.comfy import core_samplers
     from ld3.comfy.executor import TableSampler
 
     model, (prompt, _) = demo.load_demo_model(), demo.encode_prompt(PROMPT)
     latent = demo.empty_latent(BATCH)["samples"]
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    sigmas = samplers.scheduler_sigmas(model, sampler, "karras", steps, denoise=1.0)
-    core = samplers.sampler_object(sampler)
-    table = samplers.traceable(core, model.get_model_object("model_sampling")).table(sigmas)
+    sigmas = core_samplers.scheduler_sigmas(model, sampler, "karras", steps, denoise=1.0)
+    core = core_samplers.sampler_object(sampler)
+    sampling = model.get_model_object("model_sampling")
+    table = core_samplers.traced_sampler(core, sampling).table(sigmas)
     learned = TableSampler(schedule_of(sampler, sigmas, with_extras(table)))
 
     def sampling(with_sampler: Any) -> Work:

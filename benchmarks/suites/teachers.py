@@ -57,15 +57,16 @@ def _sample(sampler: str, scheduler: str, steps: int) -> tuple[torch.Tensor, int
     """Samples by core from the noises that KSampler draws for seeds from 500, and calls."""
     import comfy.sample
 
-    from demo import model as demo
-    from ld3.comfy import samplers
+    from demo import demo_model as demo
+    from ld3.comfy import core_samplers
     from ld3.comfy.latents import training_noises
 
     model, (conditioning, _) = demo.load_demo_model(), demo.encode_prompt(PROMPT)
     noise, latent = training_noises(demo.empty_latent(1)["samples"], seed=500, count=NOISES)
-    sigmas = samplers.scheduler_sigmas(model, sampler, scheduler, steps, denoise=1.0)
-    core = samplers.sampler_object(sampler)
-    table = samplers.traceable(core, model.get_model_object("model_sampling")).table(sigmas)
+    sigmas = core_samplers.scheduler_sigmas(model, sampler, scheduler, steps, denoise=1.0)
+    core = core_samplers.sampler_object(sampler)
+    sampling = model.get_model_object("model_sampling")
+    table = core_samplers.traced_sampler(core, sampling).table(sigmas)
     samples = comfy.sample.sample_custom(
         model, noise, 1.0, core, sigmas, conditioning, conditioning, latent, disable_pbar=True
     )

@@ -1,6 +1,6 @@
 """A schedule's table as a SAMPLER, for what no core sampler can do and for samplers not installed.
 
-It runs wherever a core sampler does: the model it is handed is ComfyUI's, so guidance, masks,
+It runs wherever a core sampler does: the model it receives is ComfyUI's, so guidance, masks,
 previews and hooks are the caller's.
 """
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..rollout import rollout
 from ..schedule import INPAINT, Schedule
-from . import samplers
+from ..table import rollout
+from . import core_samplers
 
-SAME_LEVEL = 1e-4  # relative: nodes compute with sigmas in float32 on their way
+SAME_LEVEL = 1e-4  # relative: nodes may compute with sigmas in float32
 LOWERED_END = 0.001  # what uni_pc makes of a last 0
 
 
@@ -27,13 +27,13 @@ class TableSampler(comfy.samplers.KSAMPLER):
     def __init__(self, schedule: Schedule) -> None:
         info = schedule.info
         options = info.sampler_options.get(INPAINT)
-        if options is None and samplers.is_installed(info.sampler):
+        if options is None and core_samplers.is_installed(info.sampler):
             options = comfy.samplers.sampler_object(info.sampler).inpaint_options
         super().__init__(_table_function(schedule), inpaint_options=dict(options or {}))
         self.schedule = schedule
 
     def sample(self, model_wrap: Any, sigmas: Tensor, *others: Any, **more: Any) -> Tensor:
-        """As any KSAMPLER: what is scaled by the last sigma around the table is the schedule's."""
+        """As any KSAMPLER, with the schedule's own sigmas, by whose last core scales the result."""
         check_sigmas_are(self.schedule, sigmas)
         return super().sample(model_wrap, self.schedule.sigmas.to(sigmas), *others, **more)
 
@@ -57,15 +57,8 @@ def _table_function(schedule: Schedule) -> Any:
             if call in reported:
                 if callback is not None:
                     level = table.state_sigmas[call].to(sigma)
-                    callback(
-                        {
-                            "x": x,
-                            "i": step,
-                            "sigma": level,
-                            "sigma_hat": level,
-                            "denoised": denoised,
-                        }
-                    )
+                    state = {"x": x, "i": step, "sigma": level, "sigma_hat": level}
+                    callback(state | {"denoised": denoised})
                 step += 1
                 bar.update()
             call += 1
@@ -78,7 +71,7 @@ def _table_function(schedule: Schedule) -> Any:
 
 
 def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
-    """Raise ValueError unless sigmas (N+1,) are the schedule's own; a table holds for no others."""
+    """Raise ValueError unless sigmas (N+1,) are the schedule's own; a table is for no others."""
     own, given = schedule.sigmas.double(), sigmas.detach().cpu().double()
     if len(own) == len(given):
         ends = own[-1] == 0 and float(given[-1]) in (0.0, float(torch.tensor(LOWERED_END)))
@@ -87,10 +80,10 @@ def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
             return
     carried = ", ".join(schedule.info.extras) or f"the table of {schedule.info.sampler}"
     raise ValueError(
-        f"the sampler of LD3 schedule {schedule.name!r} carries {carried} "
-        f"for the {len(own) - 1} steps at noise levels {_listed(own)}; it was given "
-        f"{len(given) - 1} steps at {_listed(given)}. Connect sigmas of the same LD3 node, or "
-        "sample with LD3 KSampler, which also takes a lower denoise"
+        f"the sampler of LD3 schedule {schedule.name!r} contains {carried} and works only with its "
+        f"own {len(own) - 1} steps at noise levels {_listed(own)}; it received {len(given) - 1} "
+        f"steps at {_listed(given)}. Connect the sigmas of the same LD3 node, or use LD3 KSampler, "
+        "which also supports a lower denoise"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which model a schedule was learned for, and whether a training was already done."""
+"""Hashes that tell which model a schedule was learned for, and whether a training was done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 SAMPLED_WEIGHTS = 256
 SAMPLED_VALUES = 16
 MODEL_SAMPLING = "model_sampling"
-DEPTH = 4  # objects within objects; what lies deeper counts by its class
+DEPTH = 4  # of objects within objects; deeper ones count by their class
 
 
 def model_fingerprint(model: Any) -> str:
@@ -27,16 +27,12 @@ def model_fingerprint(model: Any) -> str:
     digest = hashlib.sha256(type(model.model).__name__.encode())
     _update(digest, _noise_levels(model.get_model_object(MODEL_SAMPLING)))
     weights = model.model.state_dict()
-    # what an object patch replaces looks different while it is applied
+    # what an object patch replaces differs while it is applied
     replaced = (MODEL_SAMPLING, *model.object_patches, *model.object_patches_backup)
     names = [n for n in sorted(weights) if not n.startswith(tuple(f"{r}." for r in replaced))]
-    for name in names:
-        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
-    stride = max(1, len(names) // SAMPLED_WEIGHTS)
-    for name in names[::stride]:
-        # a weight a LoRA is merged into at the moment: the original is in the backup
-        backup = model.backup.get(name)
-        digest.update(_values(weights[name] if backup is None else backup.weight))
+    # of a weight that a LoRA is merged into at the moment the original is in the backup
+    originals = {name: backup.weight for name, backup in model.backup.items()}
+    _update_weights(digest, {name: weights[name] for name in names}, originals)
     for name in sorted(model.patches, key=str):
         for patch in model.patches[name]:
             digest.update(f"{name}{patch[0]}{patch[2]}".encode())
@@ -47,14 +43,18 @@ def model_fingerprint(model: Any) -> str:
 
 def weights_hash(network: torch.nn.Module) -> str:
     """Hash of a network's weights' names and shapes, and of a fixed sample of their values."""
-    weights = network.state_dict()
-    names = sorted(weights)
     digest = hashlib.sha256(type(network).__name__.encode())
-    for name in names:
-        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
-    for name in names[:: max(1, len(names) // SAMPLED_WEIGHTS)]:
-        digest.update(_values(weights[name]))
+    weights = network.state_dict()
+    _update_weights(digest, {name: weights[name] for name in sorted(weights)}, {})
     return digest.hexdigest()[:16]
+
+
+def _update_weights(digest: Any, weights: dict[str, Any], originals: dict[str, Any]) -> None:
+    """Digest all names and shapes, and some values of some weights; originals go first."""
+    for name, weight in weights.items():
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+    for name in list(weights)[:: max(1, len(weights) // SAMPLED_WEIGHTS)]:
+        digest.update(_values(originals.get(name, weights[name])))
 
 
 def architecture(model: Any) -> str:
@@ -70,7 +70,7 @@ def model_file(model: Any) -> str:
 
 
 def settings_hash(settings: dict[str, Any], *contents: Any) -> str:
-    """Hash of settings and of all else a training depends on (conditionings, latents)."""
+    """Hash of settings and of all other contents a training depends on."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for content in contents:
         _update(digest, content)
@@ -84,13 +84,13 @@ def patches_of(model: Any) -> list[Any]:
 
 
 def _noise_levels(sampling: Any) -> list[Any]:
-    """The kind of a model_sampling and its constants; its class may be made anew by every patch."""
+    """The kind of a model_sampling and its constants; patches may create a new class every time."""
     values = {k: v for k, v in vars(sampling).items() if isinstance(v, (int, float, bool))}
     return [[c.__name__ for c in type(sampling).__mro__], values, dict(sampling.named_buffers())]
 
 
 def _update(digest: Any, value: Any, depth: int = 0) -> None:
-    """Digest a value by its content: never by where it lies in memory."""
+    """Digest a value by its content, never by its address in memory."""
     if isinstance(value, Tensor):
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())

@@ -1,20 +1,23 @@
-"""Where files lie: schedules in `models/ld3`, extra paths of the user's and the pack's own
-`schedules/`; networks for LPIPS in `models/lpips`."""
+"""Folders: schedules in `models/ld3`, the user's extra paths and the pack's own `schedules/`;
+networks for LPIPS in `models/lpips`."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import folder_paths
 
-from ..schedule import EXTENSION
+from ..schedule import EXTENSION, Schedule, ScheduleFileError, load, read_info, save
+
+logger = logging.getLogger(__name__)
 
 KEY = "ld3"
 LPIPS_KEY = "lpips"
 
 
 def register() -> None:
-    """Make `ld3` and `lpips` model folders; those extra_model_paths.yaml made are extended."""
+    """Register `ld3` and `lpips` as model folders, besides those of extra_model_paths.yaml."""
     own = Path(__file__).resolve().parents[2] / "schedules"
     _register(KEY, {EXTENSION})
     folder_paths.add_model_folder_path(KEY, str(own))
@@ -36,12 +39,12 @@ def save_folder() -> Path:
 
 
 def lpips_folder() -> Path:
-    """Where a user puts the networks LPIPS needs."""
+    """Where a user puts the networks of LPIPS."""
     return Path(folder_paths.get_folder_paths(LPIPS_KEY)[0])
 
 
 def target_folder() -> Path:
-    """Where teacher targets are kept until ComfyUI, which empties it, starts again."""
+    """Where teacher samples are stored; ComfyUI empties it when it starts."""
     return Path(folder_paths.get_temp_directory()) / KEY
 
 
@@ -51,10 +54,32 @@ def schedule_names() -> list[str]:
 
 
 def schedule_path(name: str) -> Path:
-    """The file of a schedule, or ValueError naming what is there."""
+    """The file of a schedule, or ValueError listing those there are."""
     path = folder_paths.get_full_path(KEY, name)
     if path is None:
         known = schedule_names()
         listed = ", ".join(known[:10]) if known else "none yet: train one with LD3 Train Schedule"
         raise ValueError(f"there is no schedule {name!r} in {save_folder()}; there are: {listed}")
     return Path(path)
+
+
+def saved_schedule(key: str, name: str) -> tuple[Schedule, Path] | None:
+    """The newest undamaged schedule of identical work, preferably with that name."""
+    folder = save_folder()
+    found = []
+    for path in folder.glob(f"*{EXTENSION}") if folder.is_dir() else ():
+        info = read_info(path)
+        if info is not None and info.settings_hash == key and info.report:
+            found.append((path.stem == name, path.stat().st_mtime, path))
+    for _, _, path in sorted(found, reverse=True):
+        try:
+            return load(path), path
+        except ScheduleFileError as error:
+            logger.warning("LD3: %s; the work is repeated", error)
+    return None
+
+
+def save_schedule(schedule: Schedule, name: str) -> tuple[Schedule, Path]:
+    """Save, and return what the file contains and its path."""
+    path = save(schedule, save_folder(), name)
+    return load(path), path

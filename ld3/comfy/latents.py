@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import comfy.sample
 import torch
@@ -14,30 +14,25 @@ MOST_SEEDS = 2**64
 def latent_samples(model: Any, latent: dict[str, Any]) -> Tensor:
     """The samples of a LATENT with the model's channels and size: (batch, *latent).
 
-    Raises:
-        ValueError: an empty batch, or several latents nested in one (audio with video).
+    ValueError for an empty batch, or several latents nested in one (audio with video).
     """
-    samples = latent["samples"]
+    samples: Any = latent["samples"]
     if samples.is_nested:
         raise ValueError(
-            "latent_image holds several nested latents; learn on the video or image latent alone"
+            "latent_image contains several nested latents; use the video or image latent alone"
         )
     if samples.shape[0] == 0:
         raise ValueError(
             "latent_image is an empty batch (0 latents); connect a latent with batch_size 1 or more"
         )
-    return comfy.sample.fix_empty_latent_channels(
-        model,
-        samples,
-        latent.get("downscale_ratio_spacial"),
-        latent.get("downscale_ratio_temporal"),
-    )
+    ratios = (latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal"))
+    return cast(Tensor, comfy.sample.fix_empty_latent_channels(model, samples, *ratios))
 
 
 def check_conditioning(name: str, conditioning: list[Any]) -> None:
-    """Refuse several prompts or images in one batch: ComfyUI pairs them with places in a batch.
+    """Refuse several prompts or images in one batch: ComfyUI pairs them with positions in a batch.
 
-    Training puts a noise now here, now there in a batch, so it would meet another prompt each time.
+    A noise's position changes during training, and with it the prompt it would be sampled with.
 
     Raises:
         ValueError: a conditioning holds a batch; `name` is its input.
@@ -48,24 +43,23 @@ def check_conditioning(name: str, conditioning: list[Any]) -> None:
         size = max(t.shape[0] for t in batched if isinstance(t, Tensor))
         if size > 1:
             raise ValueError(
-                f"{name} holds a batch of {size} prompts or images; learn with a single one"
+                f"{name} contains a batch of {size} prompts or images; use a single one"
             )
 
 
 def noise_for(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
-    """Core's noise for a batch, with all random states left as they were: samples' shape."""
+    """Core's noise for a batch, in samples' shape; no random state changes."""
     # core seeds the global generators (ComfyUI 0.30.0, comfy/sample.py prepare_noise)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return comfy.sample.prepare_noise(samples, seed, batch_index)
+        return cast(Tensor, comfy.sample.prepare_noise(samples, seed, batch_index))
 
 
 def training_noises(
     samples: Tensor, seed: int, count: int, batch_index: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Noise i as KSampler draws it for seed + i, and the latent it is added to: two (count,
-    *latent).
+    """Noise i as KSampler draws it for seed + i, and its latent: two (count, *latent).
 
-    Latents of a batch take turns; an element keeps its `batch_index`.
+    The latents of a batch are used in turn; each keeps its `batch_index`.
     """
     noises, latents = [], []
     for i in range(count):

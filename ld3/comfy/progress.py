@@ -8,7 +8,6 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
-from ..model import Model
 from ..plots import report_picture
 from ..training.report import Progress
 
@@ -17,7 +16,7 @@ PICTURE_SIZE = 1024
 
 
 class LiveProgress:
-    """A watcher for `ScheduleTraining`; also where an interrupt between model calls is noticed."""
+    """Shows the events of `ld3.training.train`; also notices an interrupt between model calls."""
 
     def __init__(self) -> None:
         self._bar = comfy.utils.ProgressBar(1)
@@ -28,23 +27,10 @@ class LiveProgress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         picture = None
         if progress.report.baselines and time.monotonic() - self._drawn > PICTURE_SECONDS:
-            pixels = report_picture(progress.report.as_dict(), progress.stage)
+            pixels = report_picture(progress.report, progress.stage)
             picture = ("JPEG", Image.fromarray(pixels), PICTURE_SIZE)
             self._drawn = time.monotonic()
         self._bar.update_absolute(progress.calls, progress.planned_calls, picture)
-
-
-class CallProgress:
-    """A bar over model calls, for work without a report; notices an interrupt."""
-
-    def __init__(self, model: Model, planned_calls: int) -> None:
-        self._model, self._planned = model, planned_calls
-        self._bar = comfy.utils.ProgressBar(planned_calls)
-
-    def __call__(self, stage: str) -> None:
-        """Show how far it is; raises ComfyUI's interrupt."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self._bar.update_absolute(min(self._model.calls, self._planned))
 
 
 def show_text(node_id: str, text: str) -> None:

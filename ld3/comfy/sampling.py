@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sample
 import comfy.samplers
@@ -12,135 +12,141 @@ import latent_preview
 from torch import Tensor
 
 from ..schedule import Schedule, resampled
-from . import fingerprint, samplers
+from . import core_samplers, fingerprint
 from .executor import TableSampler
+from .job import GraphInputs
 from .latents import latent_samples, noise_for
 
 logger = logging.getLogger(__name__)
 TABLE_TOLERANCE = 1e-6
+TRAIN_ONE = "train a schedule for this model with LD3 Train Schedule"
 
 
 def schedule_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
-    """The SAMPLER of a schedule: core's own, or its table where that holds more than core's.
+    """The SAMPLER of a schedule: core's own, or its table where that contains more than core's.
 
-    A table also stands in for a sampler that is not installed here.
+    A table also replaces a sampler that is not installed here.
     """
-    if schedule.info.extras or not samplers.is_installed(schedule.info.sampler):
+    if schedule.info.extras or not core_samplers.is_installed(schedule.info.sampler):
         return TableSampler(schedule)
-    return samplers.sampler_object(schedule.info.sampler)
+    return core_samplers.sampler_object(schedule.info.sampler)
 
 
-def check_schedule(schedule: Schedule, model: Any, cfg: float, denoise: float) -> list[str]:
-    """Whether a schedule fits a model and how it shall be sampled; returns warnings.
+class PreparedSampling(NamedTuple):
+    """How a schedule is sampled with a model, and what a user should know of it."""
+
+    sampler: comfy.samplers.KSAMPLER
+    sigmas: Tensor
+    cfg: float
+    warnings: list[str]
+
+
+def prepared_sampling(
+    schedule: Schedule, model: Any, cfg: float, denoise: float | None = None
+) -> PreparedSampling:
+    """Sampler, new sigmas, and warnings for a model, guidance scale and denoise strength.
+
+    The schedule's own, or with a lower denoise the same number of steps of a stretched schedule: as
+    in KSampler, denoise d uses the last N of N/d steps. What was learned for the schedule's own
+    levels is then not used.
+
+    Args:
+        denoise: the schedule's own if None.
 
     Raises:
-        ValueError: it cannot work: another kind of noise levels, or the sampler is not the one it
-        was learned for.
+        ValueError: it cannot work: another kind of noise levels, a sampler that is not the one it
+            was learned for, or more denoising than it was learned for.
     """
     info, sampling = schedule.info, model.get_model_object("model_sampling")
-    kind = samplers.prediction_type(sampling)
-    if (kind == "flow") != (info.prediction_type == "flow"):
-        raise ValueError(
-            f"schedule {schedule.name!r} was learned for a model with {info.prediction_type!r} "
-            f"noise levels, this model has {kind!r} ones; train a schedule for this model with "
-            "LD3 Train Schedule"
-        )
-    if float(schedule.sigmas[0]) > 1.001 * float(sampling.sigma_max):
-        raise ValueError(
-            f"schedule {schedule.name!r} starts at sigma {float(schedule.sigmas[0]):.4g}, this "
-            f"model's largest is {float(sampling.sigma_max):.4g}; train a schedule for this model "
-            "with LD3 Train Schedule"
-        )
-    difference = 0.0
-    try:
-        if samplers.is_installed(info.sampler) and not info.extras:
-            core = samplers.sampler_object(info.sampler)
-            table = samplers.traceable(core, sampling).table(schedule.sigmas)
-            difference = table.distance(schedule.table)
-    except Exception as error:  # a third-party sampler may want more than a stand-in model
-        logger.info("LD3: the sampler %s could not be read again: %s", info.sampler, error)
-    if difference > TABLE_TOLERANCE:
-        raise ValueError(
-            f"schedule {schedule.name!r} was learned for another sampler than this ComfyUI's "
-            f"{info.sampler!r} (their steps differ by {difference:.2g}); train it again with LD3 "
-            "Train Schedule"
-        )
-    warnings = sampling_of(schedule, denoise)[2]
-    if (
-        fingerprint.model_fingerprint(model) != info.model_fingerprint
-        or kind != info.prediction_type
-    ):
+    _check_levels(schedule, sampling)
+    _check_sampler(schedule, sampling)
+    # a copy of the sigmas: uni_pc writes into the last one
+    sampler, sigmas, warnings = schedule_sampler(schedule), schedule.sigmas.clone(), []
+    if denoise is not None and abs(denoise - info.denoise) >= 1e-6:
+        sampler, sigmas = _stretched(schedule, denoise)
+        if info.extras:
+            warnings.append(
+                f"schedule {schedule.name!r} was learned at denoise {info.denoise:g}; at "
+                f"{denoise:g} its {', '.join(info.extras)} are not used: train one at {denoise:g}"
+            )
+    found = fingerprint.model_fingerprint(model), core_samplers.prediction_type(sampling)
+    if found != (info.model_fingerprint, info.prediction_type):
         learned_for = info.model_file or info.model_name or "unknown"
         warnings.append(
             f"schedule {schedule.name!r} was learned for another model ({learned_for}); the "
-            "result may be worse than a standard scheduler's: train one for this model"
+            "result may be worse than a standard schedule's: train one for this model"
         )
     if abs(cfg - info.cfg) > 1e-6:
         warnings.append(
             f"schedule {schedule.name!r} was learned at cfg {info.cfg:g}, not {cfg:g}: train one "
             f"at {cfg:g}"
         )
-    return warnings
+    return PreparedSampling(sampler, sigmas, cfg, warnings)
 
 
-def sampling_of(
-    schedule: Schedule, denoise: float
-) -> tuple[comfy.samplers.KSAMPLER, Tensor, list[str]]:
-    """Sampler, new sigmas, and warnings for a denoise strength.
+def _check_levels(schedule: Schedule, sampling: Any) -> None:
+    kind = core_samplers.prediction_type(sampling)
+    learned_kind, start = schedule.info.prediction_type, float(schedule.sigmas[0])
+    if (kind == "flow") != (learned_kind == "flow"):
+        raise ValueError(
+            f"schedule {schedule.name!r} was learned for a model with {learned_kind!r} noise "
+            f"levels, this model has {kind!r} ones; {TRAIN_ONE}"
+        )
+    if start > 1.001 * float(sampling.sigma_max):
+        raise ValueError(
+            f"schedule {schedule.name!r} starts at sigma {start:.4g}, this model's largest is "
+            f"{float(sampling.sigma_max):.4g}; {TRAIN_ONE}"
+        )
 
-    The schedule's own, or as many steps of a stretched one: as KSampler does it, denoise d takes
-    the last N of N/d steps. What was learned for the schedule's own levels is then left out.
 
-    Raises:
-        ValueError: more denoising than the schedule was learned for, or less of one for a sampler
-            that is not listed here.
-    """
+def _check_sampler(schedule: Schedule, sampling: Any) -> None:
+    """Raise ValueError if the installed sampler of that name is another one."""
+    name = schedule.info.sampler
+    if schedule.info.extras or not core_samplers.is_installed(name):
+        return
+    try:
+        core = core_samplers.sampler_object(name)
+        table = core_samplers.traced_sampler(core, sampling).table(schedule.sigmas)
+    except Exception as error:  # a third-party sampler may need more than a stand-in model
+        logger.info("LD3: the sampler %s could not be read again: %s", name, error)
+        return
+    difference = table.distance(schedule.table)
+    if difference > TABLE_TOLERANCE:
+        raise ValueError(
+            f"schedule {schedule.name!r} was learned for another sampler: {name!r} in this ComfyUI "
+            f"differs (by {difference:.2g}); train the schedule again with LD3 Train Schedule"
+        )
+
+
+def _stretched(schedule: Schedule, denoise: float) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
     info, learned_at = schedule.info, schedule.info.denoise
-    if abs(denoise - learned_at) < 1e-6:
-        # a copy: uni_pc writes into its last one
-        return schedule_sampler(schedule), schedule.sigmas.clone(), []
     if denoise > learned_at:
         raise ValueError(
             f"denoise is {denoise:g}, but schedule {schedule.name!r} was learned for "
             f"{learned_at:g}: use that or less, or train one for it"
         )
-    if not samplers.is_installed(info.sampler):
+    if not core_samplers.is_installed(info.sampler):
         raise ValueError(
             f"denoise is {denoise:g}, but schedule {schedule.name!r} was made at {learned_at:g} "
             f"for the sampler {info.sampler!r}, which is not among those installed here: use "
             f"{learned_at:g}, or install the pack it comes from"
         )
-    warnings = []
-    if info.extras:
-        warnings.append(
-            f"schedule {schedule.name!r} was learned at denoise {learned_at:g}; at {denoise:g} its "
-            f"{', '.join(info.extras)} are left out: train one at {denoise:g}"
-        )
     sigmas = resampled(schedule.sigmas, int(info.steps * learned_at / denoise))[-(info.steps + 1) :]
-    return samplers.sampler_object(info.sampler), sigmas, warnings
+    return core_samplers.sampler_object(info.sampler), sigmas
 
 
-def sample_with_schedule(
-    model: Any,
-    schedule: Schedule,
-    seed: int,
-    cfg: float,
-    positive: Any,
-    negative: Any,
-    latent: dict[str, Any],
-    denoise: float,
-) -> dict[str, Any]:
+def sample(inputs: GraphInputs, prepared: PreparedSampling, seed: int) -> dict[str, Any]:
     """Core sampling with a schedule's sampler and sigmas: SamplerCustom's result, bit for bit."""
+    model, latent, sigmas = inputs.model, inputs.latent_image, prepared.sigmas
     samples = latent_samples(model, latent)
-    sampler, sigmas, _ = sampling_of(schedule, denoise)
     result = comfy.sample.sample_custom(
         model,
         noise_for(samples, seed, latent.get("batch_index")),
-        cfg,
-        sampler,
+        prepared.cfg,
+        prepared.sampler,
         sigmas,
-        positive,
-        negative,
+        inputs.positive,
+        inputs.negative,
         samples,
         noise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),

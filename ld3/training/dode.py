@@ -1,18 +1,17 @@
-"""D-ODE: one number a network call, in closed form (arXiv 2309.16421, CVPR 2024).
+"""D-ODE: one number per network call, in closed form (arXiv 2309.16421, CVPR 2024).
 
-Every denoised output is moved along its last change,
+Every denoised output is extrapolated along its last change,
 
     D_m -> D_m + lambda_m (D_m - D_p) ,   p the latest call at a different noise level,
 
-a column operation on the sampler's table. lambda_m is the least-squares answer to: after this call,
-where should the next state be? With R the teacher's state there minus the student's, and V what
-lambda_m = 1 would add,
+a column operation on the sampler's table. lambda_m is the least-squares solution for the next
+state: with R the teacher's state there minus the student's, and V what lambda_m = 1 would add,
 
     lambda_m = <V, R> / <V, V> ,
 
 summed over a batch of noises in float64, call after call along the student's own corrected
-trajectory, against a teacher that passes through every one of the student's states. No
-backpropagation; about 11 network calls for each call of the student and noise.
+trajectory, with a teacher that passes through every one of the student's states. No
+backpropagation; about 11 network calls per call of the student and noise.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from torch import Tensor
 
 from ..metrics import rmse
 from ..model import Model
-from ..rollout import combine
-from ..solver import Plan, Sampler, SolverTable
-from ..teacher import Pairs, student_samples
+from ..table import Discretization, Extra, SolverTable, combine
+from ..teacher import TeacherSamples
+from ..tracing import TracedSampler
 
-TEACHER_STEPS = 10  # for each step of the student
+TEACHER_STEPS = 10  # per step of the student
 LARGEST_LAMBDA = 2.0
-RIDGE = 1e-3  # relative: lambda stays 0 where V is only rounding
+LAMBDA_RIDGE = 1e-3  # relative: lambda stays 0 where V is only rounding
 
 
 def previous_calls(table: SolverTable) -> list[int | None]:
     """For each call the latest one at a different noise level; None where there is none.
 
-    heun asks twice at one level; the difference of those two is no direction along the trajectory.
+    heun evaluates twice at one level; the difference of these two is no direction along the
+    trajectory.
     """
     levels, found = table.state_sigmas.tolist(), []
     for m, level in enumerate(levels):
@@ -47,7 +47,7 @@ def previous_calls(table: SolverTable) -> list[int | None]:
 
 
 def with_lambdas(table: SolverTable, lambdas: Tensor) -> SolverTable:
-    """The table whose call m answers D_m + lambda_m (D_m - D_p); lambdas (M,)."""
+    """The table in which D_m + lambda_m (D_m - D_p) replaces D_m; lambdas (M,)."""
     weights = table.weights.clone()
     for m, p in enumerate(previous_calls(table)):
         if p is not None:
@@ -58,124 +58,149 @@ def with_lambdas(table: SolverTable, lambdas: Tensor) -> SolverTable:
 
 @dataclass(frozen=True)
 class Distilled:
-    """Lambdas (M,) float64, with mean errors on the validation noises before and after."""
+    """A student with lambdas.
 
+    Attributes:
+        student: the student; as it was where no lambda helps.
+        lambdas: (M,) float64.
+        plain_error, error: mean RMSE on the validation noises before and after.
+    """
+
+    student: Discretization
     lambdas: Tensor
     plain_error: float
     error: float
 
 
-def teacher_sigmas(model: Model, plan: Plan, steps: int) -> Tensor:
+def teacher_sigmas(model: Model, student: Discretization) -> Tensor:
     """Noise levels that pass through all of the student's states: (about 10 N + 1,) float32.
 
-    Each stretch between two states is cut evenly in the model's coordinate; the last one goes down
-    to the lowest level the network knows before it ends where the student does.
+    Each interval between two states is divided evenly in the model's coordinate; the last one goes
+    down to the lowest level the network knows before it ends where the student does.
     """
-    states = sorted({float(s) for s in plan.table.state_sigmas.float()}, reverse=True)
-    cuts = max(1, round(TEACHER_STEPS * steps / len(states)))
-    end = float(plan.sigmas[-1])
+    states = sorted({float(s) for s in student.table.state_sigmas.float()}, reverse=True)
+    cuts = max(1, round(TEACHER_STEPS * student.steps / len(states)))
+    end = float(student.sigmas[-1])
     lowest = end if end > 0 else min(model.sigma_min, 0.5 * states[-1])
     levels: list[float] = []
     for upper, lower in zip(states, [*states[1:], lowest], strict=True):
         u = model.coordinate.from_sigma(torch.tensor([upper, lower], dtype=torch.float64))
         inner = torch.lerp(u[0], u[1], torch.arange(1, cuts, dtype=torch.float64) / cuts)
         cut = model.coordinate.to_sigma(inner).tolist()
-        # not all are between: a flow model's coordinate is clipped near 1
+        # not all lie between: a flow model's coordinate is clipped near 1
         levels += [upper, *(level for level in cut if lower < level < upper)]
     return torch.tensor([*levels, end], dtype=torch.float64).float()
 
 
-def teacher_states(model: Model, teacher: Plan, plan: Plan, pairs: Pairs) -> list[Tensor]:
-    """The teacher at the student's states after each call, and its result: M of (n, *latent)."""
-    result, history = student_samples(model, teacher, pairs)
+def teacher_states(
+    model: Model, teacher: Discretization, student: Discretization, samples: TeacherSamples
+) -> list[Tensor]:
+    """The teacher at the student's states after each call, and its result: M of (n, *latent).
+
+    Args:
+        samples: one batch; its noises and latents are used.
+    """
+    result, history = model.sample(teacher, samples.noise, samples.latent)
     levels = teacher.table.state_sigmas
     found = []
-    for level in plan.table.state_sigmas[1:]:
-        away = (levels.log() - level.log()).abs()
-        call = int((away <= away.min() + 1e-6).nonzero().max())  # of two the corrected state
+    for level in student.table.state_sigmas[1:]:
+        difference = (levels.log() - level.log()).abs()
+        # of two calls at one level the corrected state
+        call = int((difference <= difference.min() + 1e-6).nonzero().max())
         found.append(combine(teacher.table.weights[call, : call + 1], history))
     return [*found, result]
 
 
 def distill(
     model: Model,
-    plan: Plan,
-    teacher_sampler: Sampler,
-    training: Pairs,
-    validation: Pairs,
-    batch_size: int,
-    tell: Callable[[str], None] = lambda stage: None,
+    student: Discretization,
+    teacher_sampler: TracedSampler,
+    training: TeacherSamples,
+    validation: TeacherSamples,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Distilled:
-    """Fit the lambdas of a plan; one that does not bring validation nearer the teacher stays 0.
+    """Fit the lambdas of a student; one that does not reduce the validation error stays 0.
 
     Args:
-        plan: the sampler at any schedule, decoupled times included.
-        teacher_sampler: sampled in 10 times the plan's steps.
+        student: the sampler at any schedule, decoupled times included.
+        teacher_sampler: samples in 10 times the student's steps.
         training, validation: noises and latents; their targets are not used.
 
     Raises:
         ValueError: the teacher's result is not finite.
     """
-    sigmas = teacher_sigmas(model, plan, len(plan.sigmas) - 1)
-    teacher = Plan(sigmas, teacher_sampler.table(sigmas))
+    teacher = teacher_sampler.discretization(teacher_sigmas(model, student))
     trained, validated = (
-        _Students(model, plan, teacher, pairs, batch_size, tell) for pairs in (training, validation)
+        _Trajectories(model, student, teacher, samples, on_stage)
+        for samples in (training, validation)
     )
-    lambdas = torch.zeros(plan.table.model_calls, dtype=torch.float64)
-    for m, p in enumerate(previous_calls(plan.table)):
-        tell(f"distilling: call {m + 1} of {len(lambdas)}")
-        table = with_lambdas(plan.table, lambdas)
+    lambdas = torch.zeros(student.table.model_calls, dtype=torch.float64)
+    for m, p in enumerate(previous_calls(student.table)):
+        on_stage(f"distilling: call {m + 1} of {len(lambdas)}")
+        table = with_lambdas(student.table, lambdas)
         vv, vr = trained.after_call(table, m, p)
-        checked_vv, checked_vr = validated.after_call(table, m, p)
+        validation_vv, validation_vr = validated.after_call(table, m, p)
         if p is None or vv == 0:
             continue
-        fitted = max(-LARGEST_LAMBDA, min(vr / (vv * (1 + RIDGE)), LARGEST_LAMBDA))
+        fitted = max(-LARGEST_LAMBDA, min(vr / (vv * (1 + LAMBDA_RIDGE)), LARGEST_LAMBDA))
         # |R - lambda V|^2 - |R|^2 on the validation noises
-        if fitted**2 * checked_vv - 2 * fitted * checked_vr < 0:
+        if fitted**2 * validation_vv - 2 * fitted * validation_vr < 0:
             lambdas[m] = fitted
-    plain = validated.sampled_error(plan.table)
-    error = validated.error(with_lambdas(plan.table, lambdas))
-    if error < plain:
-        return Distilled(lambdas, plain, error)
-    # each state came nearer but the result did not: go half the way, or stay
-    half = 0.5 * lambdas
-    error = validated.sampled_error(with_lambdas(plan.table, half))
-    if error < plain:
-        return Distilled(half, plain, error)
-    return Distilled(torch.zeros_like(lambdas), plain, plain)
+    plain = validated.sampled_error(student.table)
+    error = validated.error(with_lambdas(student.table, lambdas))
+    if not error < plain:
+        # each state came closer to the teacher's, but the result did not: use half the lambdas
+        lambdas = 0.5 * lambdas
+        error = validated.sampled_error(with_lambdas(student.table, lambdas))
+    if not (error < plain and lambdas.any()):
+        return Distilled(student, torch.zeros_like(lambdas), plain, plain)
+    table, extras = with_lambdas(student.table, lambdas), (*student.extras, Extra.D_ODE)
+    return Distilled(Discretization(student.sigmas, table, extras), lambdas, plain, error)
 
 
-class _Students:
-    """A set of noises on their way through the student, with the teacher's states beside."""
+def planned_calls(
+    model: Model,
+    student: Discretization,
+    teacher_sampler: TracedSampler,
+    training: int,
+    validation: int,
+) -> int:
+    """Model calls of `distill`, at most, for so many training and validation noises."""
+    teacher = teacher_sampler.table(teacher_sigmas(model, student)).model_calls
+    calls = student.table.model_calls
+    return training * (teacher + calls) + validation * (teacher + 3 * calls)
+
+
+class _Trajectories:
+    """A set of noises with the student's history so far and the teacher's states."""
 
     def __init__(
         self,
         model: Model,
-        plan: Plan,
-        teacher: Plan,
-        pairs: Pairs,
-        batch_size: int,
-        tell: Callable[[str], None],
+        student: Discretization,
+        teacher: Discretization,
+        samples: TeacherSamples,
+        on_stage: Callable[[str], None],
     ) -> None:
-        self.model, self.plan = model, plan
-        self.batches = list(pairs.batches(batch_size, model.device))
+        self.model, self.student = model, student
+        self.batches = list(samples.batches(model))
         self.states: list[list[Tensor]] = []
         for batch in self.batches:
-            tell("distilling: teacher")
-            self.states.append(teacher_states(model, teacher, plan, batch))
+            on_stage("distilling: teacher")
+            self.states.append(teacher_states(model, teacher, student, batch))
             if not all(torch.isfinite(state).all() for state in self.states[-1]):
                 raise ValueError(
                     "the teacher's result is infinite or undefined (NaN); check that the model "
                     "works in a plain KSampler"
                 )
-        start = float(plan.sigmas[0])
+        start = float(student.sigmas[0])
         self.history = [[model.scale_noise(b.noise, b.latent, start)] for b in self.batches]
 
     def after_call(self, table: SolverTable, m: int, p: int | None) -> tuple[float, float]:
         """Make call m with the table's lambdas so far: <V, V> and <V, R> of the next state."""
         vv = vr = 0.0
         if m == 0:
-            self.model.begin_rollout(self.plan.sigmas)
+            self.model.begin_rollout(self.student.sigmas)
         for history, states in zip(self.history, self.states, strict=True):
             x = combine(table.weights[m, : m + 1], history)
             level = x.new_full((len(x),), float(table.eval_sigmas[m]))
@@ -197,10 +222,10 @@ class _Students:
         return float(torch.cat(found).mean())
 
     def sampled_error(self, table: SolverTable) -> float:
-        """The same of another table, sampled anew."""
-        plan = Plan(self.plan.sigmas, table)
+        """The same for another table, which is sampled with."""
+        solver = Discretization(self.student.sigmas, table)
         found = [
-            rmse(student_samples(self.model, plan, batch)[0] - states[-1])
+            rmse(self.model.sample(solver, batch.noise, batch.latent)[0] - states[-1])
             for batch, states in zip(self.batches, self.states, strict=True)
         ]
         return float(torch.cat(found).mean())

@@ -1,73 +1,162 @@
-"""What a training tells: while it runs, and about its result."""
+"""What a training reports: while it runs, and about its result."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..model import Model
 
-@dataclass
+FILE_NAMES = {  # in files, where they differ
+    "test_error": "heldout_error", "ranking_error": "screening_error", "comparable": "counted",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A standard schedule that competes; errors are means over noises, None where not measured."""
+
+    sigmas: list[float]
+    model_calls: int
+    comparable: bool  # no more model calls than the student
+    ranking_error: float | None = None  # on a part of the validation noises
+    validation_error: float | None = None  # of the best on that part
+    test_error: float | None = None  # RMSE to the teacher
+
+
+@dataclass(frozen=True)
+class ValidationEntry:
+    """One validation of a descent from `start`, after this number of model calls in all."""
+
+    start: str
+    calls: int
+    error: float | None
+
+
+@dataclass(frozen=True)
 class Report:
-    """What happened, all plain numbers (it is saved with the schedule).
+    """The result of a training in plain numbers; it is saved with the schedule.
+
+    A number that is not known, infinite or undefined is None, in memory as in files.
 
     Attributes:
         start: name of the best schedule before any descent.
-        chosen: "learned", or the name of the standard schedule that won on validation.
-        heldout_error: mean RMSE to the teacher on the test noises, of the schedule returned.
+        chosen: "learned", or the name of the baseline that won on the validation noises.
+        test_error: mean RMSE to the teacher on the test noises, of the schedule returned.
         initial_error: the same for the best schedule before any descent.
-        training_error: of the schedule returned on the noises it was learned from; far below
-            heldout_error it has learned those by heart.
+        training_error: of the schedule returned on the training noises; far below test_error the
+            training noises were overfitted.
         spread: mean distance between the student's test samples, relative to the teacher's; well
-            below 1 the student makes everything alike.
-        extras: what was learned besides steps: "decoupled times", "solver corrections", "D-ODE",
-            "output mix".
+            below 1 the student makes all samples alike.
+        extras: what was learned besides steps, values of `ld3.table.Extra`.
         initial_sigmas, sigmas: the schedules before and after.
-        eval_sigmas: where the network is asked, call by call; empty without decoupled times.
-        lambdas: of D-ODE, call by call; empty without.
-        baselines: scheduler -> {sigmas, model_calls, counted, screening_error, heldout_error}; the
-            best by screening also has its validation_error.
-        history: one entry a validation: start name, model calls so far, validation error.
+        eval_sigmas: where the network is evaluated, per call; empty without decoupled times.
+        lambdas: of D-ODE, per call; empty without. baselines: by scheduler.
         teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and
             on measuring the result.
     """
 
     start: str = ""
     chosen: str = "learned"
-    heldout_error: float = math.nan
-    initial_error: float = math.nan
-    training_error: float = math.nan
-    spread: float = math.nan
+    test_error: float | None = None
+    initial_error: float | None = None
+    training_error: float | None = None
+    spread: float | None = None
     extras: list[str] = field(default_factory=list)
     initial_sigmas: list[float] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
     eval_sigmas: list[float] = field(default_factory=list)
     lambdas: list[float] = field(default_factory=list)
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    history: list[ValidationEntry] = field(default_factory=list)
     teacher_calls: int = 0
     training_calls: int = 0
     report_calls: int = 0
 
-    def best_baseline(self, key: str = "heldout_error") -> str | None:
-        """The standard schedule with the least error at no more model calls than the student."""
-        fair = {n: b[key] for n, b in self.baselines.items() if b["counted"] and key in b}
-        return min(fair, key=lambda n: fair[n]) if fair else None
+    def best_baseline(self) -> str | None:
+        """The comparable baseline with the least error known best: test, else validation."""
+        return best_baseline(self.baselines, "test_error") or best_baseline(
+            self.baselines, "validation_error"
+        )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and strings, ready for JSON."""
-        return asdict(self)
+    def as_json(self) -> dict[str, Any]:
+        """For a file: numbers, lists and strings; baselines without what is not known."""
+        baselines = {
+            name: {key: value for key, value in _named(b).items() if value is not None}
+            for name, b in self.baselines.items()
+        }
+        return _named(self) | {"baselines": baselines}
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Report:
+        """The report of a file; what an older version did not write has its default."""
+        baselines = {n: _of(Baseline, b) for n, b in found.get("baselines", {}).items()}
+        history = [_of(ValidationEntry, entry) for entry in found.get("history", [])]
+        return replace(_of(Report, found), baselines=baselines, history=history)
+
+
+def _named(value: Any) -> dict[str, Any]:
+    return {FILE_NAMES.get(key, key): part for key, part in asdict(value).items()}
+
+
+def _of(kind: Any, found: dict[str, Any]) -> Any:
+    names = {name: FILE_NAMES.get(name, name) for name in kind.__dataclass_fields__}
+    return kind(**{name: found[key] for name, key in names.items() if key in found})
+
+
+def best_baseline(baselines: dict[str, Baseline], error: str) -> str | None:
+    """The comparable baseline with the smallest error of this kind; None if none was measured."""
+    measured = {
+        name: getattr(baseline, error)
+        for name, baseline in baselines.items()
+        if baseline.comparable and getattr(baseline, error) is not None
+    }
+    return min(measured, key=lambda name: measured[name]) if measured else None
+
+
+def finite(value: float) -> float | None:
+    """A number as reports have it: None for infinite and undefined ones."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Handed to the watcher: what goes on, model calls done and planned, and the report."""
+    """One event of a running training; calls are model calls so far and in all."""
 
     stage: str
     calls: int
     planned_calls: int
-    report: Report
+    report: Report  # what is known so far
 
 
-Watcher = Callable[[Progress], None]
+class ProgressReporter:
+    """Sends an event for every stage, and counts the model's calls from now on.
+
+    `on_progress` receives the events; it may raise an interrupt.
+    """
+
+    def __init__(
+        self, model: Model, planned_calls: int, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._model, self._planned, self._on_progress = model, planned_calls, on_progress
+        self._before, self._known = model.calls, Report()
+
+    @property
+    def calls(self) -> int:
+        """Model calls so far."""
+        return self._model.calls - self._before
+
+    def stage(self, stage: str) -> None:
+        """Send an event."""
+        planned = max(self._planned, self.calls)
+        self._on_progress(Progress(stage, self.calls, planned, self._known))
+
+    def know(self, **changes: Any) -> None:
+        """From now on events carry these attributes of the report."""
+        self.show(replace(self._known, **changes))
+
+    def show(self, report: Report) -> None:
+        """From now on events carry this report."""
+        self._known = report

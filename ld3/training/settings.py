@@ -1,4 +1,4 @@
-"""What a training learns, and from how much."""
+"""What a training learns, and from how much data."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .gauss_newton import GaussNewtonSettings
-from .gradient import GradientSettings
+from .gradient.gradient_settings import GradientSettings
 
-ITERATIONS_A_VALIDATION = 4  # validation noises are many; iterations in a row are alike
+ITERATIONS_PER_VALIDATION = 4  # validation noises are many; successive iterations are similar
 
 
 class Round(NamedTuple):
-    """So many descents side by side make so many iterations of so many noises each."""
+    """A number of descents, each making iterations of a number of noises."""
 
     descents: int
     iterations: int
@@ -21,20 +21,20 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What to learn, and what from.
+    """What to learn, and from how much data.
 
     Attributes:
         steps: N of the student.
         decoupled: learn decoupled times together with the steps (by gradient: after them).
-        order: how far back learned corrections of the sampler's coefficients reach; 0 for none.
-        output_mix: mix the outputs of all calls in closed form, at last.
+        order: how many earlier outputs learned corrections of the sampler's coefficients use; 0 for
+            no corrections.
+        output_mix: finally mix the outputs of all calls in closed form.
         dode: fit D-ODE's lambdas to the steps.
-        training_noises, validation_noises, test_noises: sizes of the sets. The first makes steps,
-            the second chooses the schedule, the third is only reported.
+        training_noises, validation_noises, test_noises: sizes of the sets. The first set is learned
+            from, the second chooses the schedule, the third is only reported.
         iterations: Gauss-Newton iterations, see `rounds`.
         distance: one of `ld3.metrics.DISTANCES`.
-        batch_size: samples a network call.
-        seed: of noises' order and of the search for starts.
+        seed: of the order of noises and of the search for starts.
         gradient: descend by reverse mode, with these settings, instead of Gauss-Newton.
     """
 
@@ -48,31 +48,42 @@ class TrainingSettings:
     test_noises: int = 64
     iterations: int = 10
     distance: str = "pseudo-huber"
-    batch_size: int = 4
     seed: int = 0
     gauss_newton: GaussNewtonSettings = GaussNewtonSettings()
     gradient: GradientSettings | None = None
 
+    def check(self, teacher_steps: int) -> None:
+        """Raise ValueError for steps that leave nothing to learn."""
+        if self.steps < 2:
+            raise ValueError(
+                f"steps is {self.steps}; one step has no noise level to learn: use 2 or more"
+            )
+        if teacher_steps <= self.steps:
+            raise ValueError(
+                f"teacher_steps is {teacher_steps} and steps {self.steps}; the teacher must take "
+                "more steps than the student (20 is typical)"
+            )
+
     @property
     def noises(self) -> int:
-        """How many noises the three sets need together."""
+        """Total size of the three sets."""
         return self.training_noises + self.validation_noises + self.test_noises
 
     @property
     def rounds(self) -> tuple[Round, ...]:
         """Gauss-Newton's rounds of successive halving.
 
-        Steps alone: `iterations` for the best of three. With extras basins differ more, so six
-        descend, and the best makes about 1.6 times as many.
+        Steps alone: three descents; the best makes `iterations`. With extras the basins differ
+        more: six descents, of which the best makes about 1.6 times as many.
         """
         noises, few = self.gauss_newton.noises, max(1, self.gauss_newton.noises // 2)
         if not (self.decoupled or self.order):
-            heat = max(1, self.iterations // 3)
-            return Round(3, heat, noises), Round(1, self.iterations - heat, noises)
-        heat = max(1, round(0.4 * self.iterations))
-        return Round(6, heat, few), Round(2, heat, noises), Round(1, 2 * heat, noises)
+            first = max(1, self.iterations // 3)
+            return Round(3, first, noises), Round(1, self.iterations - first, noises)
+        first = max(1, round(0.4 * self.iterations))
+        return Round(6, first, few), Round(2, first, noises), Round(1, 2 * first, noises)
 
     @property
     def starts(self) -> int:
-        """How many schedules get a descent of their own."""
+        """Number of schedules a descent begins with."""
         return 1 if self.gradient else self.rounds[0].descents

@@ -42,13 +42,13 @@ def yardstick(setting: str, cfg: float, lpips: bool) -> Measured:
         lpips: whether to measure it too.
     """
     if setting == "teacher":
-        plans = [(standard(*TEACHER), TEACHER[0])]
+        measured = [(standard(*TEACHER), TEACHER[0])]
     else:
-        from ld3.comfy import samplers
+        from ld3.comfy import core_samplers
 
-        schedules = samplers.standard_schedules(demo_model(), SAMPLER, STEPS, 1.0)
-        plans = [(sigmas, SAMPLER) for sigmas in schedules.values() if len(sigmas) <= STEPS + 1]
-    sets = [samples(sigmas, cfg, sampler) for sigmas, sampler in plans]
+        schedules = core_samplers.standard_schedules(demo_model(), SAMPLER, STEPS, 1.0)
+        measured = [(sigmas, SAMPLER) for sigmas in schedules.values() if len(sigmas) <= STEPS + 1]
+    sets = [samples(sigmas, cfg, sampler) for sigmas, sampler in measured]
     return Measured(
         min(error(part, cfg) for part in sets),
         heldout_lpips=min(lpips_of(part, cfg) for part in sets) if lpips else None,
@@ -62,9 +62,11 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
         distance: a latent distance, or `LPIPS`.
         lpips: whether to measure it too.
     """
-    from demo import model as demo
-    from ld3.comfy import folders, training
-    from ld3.comfy.request import TrainingRequest
+    from demo import demo_model as demo
+    from ld3.comfy import folders
+    from ld3.comfy.job import GraphInputs
+    from ld3.comfy.requests import TrainingRequest
+    from ld3.comfy.training_job import train_schedule
 
     folders.register()
     shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every row counts its teacher
@@ -87,15 +89,14 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
         heldout_noises=UNUSED,
         batch_size=16,
     )
-    result = training.train_schedule(
-        demo_model(), *prompts(), demo.empty_latent(), request, "ablation", retrain=True, vae=vae
-    )
+    inputs = GraphInputs(demo_model(), *prompts(), demo.empty_latent(), vae)
+    result = train_schedule(inputs, request, "ablation", retrain=True)
     latents = samples(result.schedule.sigmas.float(), cfg, SAMPLER)
     report = result.report
     return Measured(
         error(latents, cfg),
-        report["training_calls"],
-        report["teacher_calls"] - UNUSED * teacher_steps,
+        report.training_calls,
+        report.teacher_calls - UNUSED * teacher_steps,
         lpips_of(latents, cfg) if lpips else None,
     )
 
@@ -103,7 +104,7 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
 @functools.cache
 def demo_model() -> Any:
     """The demo MODEL."""
-    from demo import model as demo
+    from demo import demo_model as demo
 
     return demo.load_demo_model()
 
@@ -111,7 +112,7 @@ def demo_model() -> Any:
 @functools.cache
 def prompts() -> tuple[Any, Any]:
     """Positive and negative CONDITIONING."""
-    from demo import model as demo
+    from demo import demo_model as demo
 
     positive, negative = (demo.encode_prompt(text)[0] for text in (PROMPT, ""))
     return positive, negative
@@ -119,9 +120,9 @@ def prompts() -> tuple[Any, Any]:
 
 def standard(sampler: str, scheduler: str, steps: int) -> Tensor:
     """A standard schedule."""
-    from ld3.comfy import samplers
+    from ld3.comfy import core_samplers
 
-    return samplers.scheduler_sigmas(demo_model(), sampler, scheduler, steps, 1.0)
+    return core_samplers.scheduler_sigmas(demo_model(), sampler, scheduler, steps, 1.0)
 
 
 @functools.cache
@@ -134,12 +135,12 @@ def samples(sigmas: Tensor, cfg: float, sampler: str) -> Tensor:
     """Core's own sampling of the held-out noises."""
     import comfy.sample
 
-    from demo import model as demo
-    from ld3.comfy import samplers
+    from demo import demo_model as demo
+    from ld3.comfy import core_samplers
     from ld3.comfy.latents import training_noises
 
     noise, latent = training_noises(demo.empty_latent(1)["samples"], FIRST_SEED, NOISES)
-    core = samplers.sampler_object(sampler)
+    core = core_samplers.sampler_object(sampler)
     return comfy.sample.sample_custom(
         demo_model(), noise, cfg, core, sigmas, *prompts(), latent, disable_pbar=True
     )
@@ -154,7 +155,7 @@ def error(latents: Tensor, cfg: float) -> float:
 
 def lpips_of(latents: Tensor, cfg: float) -> float:
     """Mean LPIPS to the reference, of the images from VAE Decode."""
-    from demo import model as demo
+    from demo import demo_model as demo
 
     vae, features = demo.load_demo_vae(), caption_network.features()
     with torch.no_grad():

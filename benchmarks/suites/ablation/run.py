@@ -34,7 +34,7 @@ from benchmarks.methods.trial import Trial
 from benchmarks.problems import registry
 from benchmarks.problems.live_model import TEACHER, LiveModel
 from ld3.training.gauss_newton import GaussNewtonSettings
-from ld3.training.gradient import ADAM
+from ld3.training.gradient.gradient_settings import ADAM
 
 from . import demo_cells
 from .demo_cells import LPIPS, Measured
@@ -118,14 +118,14 @@ def _exact(ablation: str, setting: str, trial: Trial) -> Measured:
     problem, live, steps = trial.problem, trial.live, trial.steps
     if ablation == "yardstick":
         best = setting == "scheduler:best"
-        plan = baselines.best_scheduler(trial)[1] if best else live.teacher
-        return Measured(problem.error(live, plan))
+        solver = baselines.best_scheduler(trial)[1] if best else live.teacher
+        return Measured(problem.error(live, solver))
     teacher = live.teacher
     if ablation == "teacher steps":
         teacher = live.standard(*TEACHER[:2], teacher_steps(setting, steps))
     changes = changed_settings(ablation, setting, math.prod(problem.shape), steps)
     result = ours.result_of(ours.learn(trial, teacher, **changes), teacher)
-    return Measured(problem.error(live, result.plan), result.model_calls, result.teacher_calls)
+    return Measured(problem.error(live, result.solver), result.model_calls, result.teacher_calls)
 
 
 def changed_settings(ablation: str, setting: str, dimension: int, steps: int) -> dict[str, Any]:
@@ -145,8 +145,9 @@ def changed_settings(ablation: str, setting: str, dimension: int, steps: int) ->
         return noises | ours.EXTRAS[LEARNED[extra]]
     if ablation == "states":
         states, _, extra = setting.partition("+")
-        free = {"gauss_newton": GaussNewtonSettings(held=0.0)} if states == "free" else {}
-        return free | ours.EXTRAS[LEARNED[extra]]
+        weight = 0.0 if states == "free" else GaussNewtonSettings.trajectory_weight
+        matched = {"gauss_newton": GaussNewtonSettings(trajectory_weight=weight)}
+        return matched | ours.EXTRAS[LEARNED[extra]]
     return {}
 
 

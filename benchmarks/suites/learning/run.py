@@ -101,13 +101,13 @@ def row(model: str, sampler: str, steps: int, method: str, seed: int) -> dict[st
 
     def task(live: LiveModel) -> tuple[Result, float]:
         result = dispatch.run(method, Trial(problem, live, sampler, steps, seed))
-        return result, problem.error(live, result.plan)
+        return result, problem.error(live, result.solver)
 
     result, error = problem.run(task)
     if method == "teacher":  # the same in every cell
-        distance, samples = problem.cached("teacher", lambda: problem.frechet(result.plan, seed))
+        distance, samples = problem.cached("teacher", lambda: problem.frechet(result.solver, seed))
     else:
-        distance, samples = problem.frechet(result.plan, seed)
+        distance, samples = problem.frechet(result.solver, seed)
     return {
         "model": model,
         "sampler": sampler,
@@ -119,8 +119,8 @@ def row(model: str, sampler: str, steps: int, method: str, seed: int) -> dict[st
         "frechet_samples": samples,
         "model_calls": result.model_calls,
         "teacher_calls": result.teacher_calls,
-        "sample_calls": result.plan.table.model_calls,
-        "sigmas": result.plan.sigmas.tolist(),
-        "eval_sigmas": result.plan.table.eval_sigmas.tolist(),
+        "sample_calls": result.solver.table.model_calls,
+        "sigmas": result.solver.sigmas.tolist(),
+        "eval_sigmas": result.solver.table.eval_sigmas.tolist(),
         "seconds": time.monotonic() - started,
     }

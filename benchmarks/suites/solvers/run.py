@@ -52,10 +52,9 @@ from benchmarks.problems import registry
 from benchmarks.problems.live_model import TEACHER, LiveModel
 from benchmarks.problems.problem import HELDOUT_SEED, Problem
 from ld3.metrics import rmse
-from ld3.rollout import combine
-from ld3.solver import Plan
-from ld3.teacher import Pairs, student_samples
-from ld3.training.dode import distill, teacher_sigmas, teacher_states, with_lambdas
+from ld3.table import Discretization, combine
+from ld3.teacher import TeacherSamples
+from ld3.training.dode import distill, teacher_sigmas, teacher_states
 
 TITLE = "Solvers: error to a common reference with each learned extra, at counted calls"
 KEYS = ("model", "sampler", "steps", "seed", "schedule", "extras")
@@ -153,84 +152,78 @@ def _measured(problem: Problem, cell: dict[str, Any]) -> dict[str, Any]:
         trial = Trial(problem, live, cell["sampler"], cell["steps"], cell["seed"])
         result, distances = find(trial, cell["schedule"], cell["extras"]), None
         if cell["extras"] in ("none", "d-ode"):
-            distances = trajectory_distance(problem, live, result.plan)
-        return result, problem.error(live, result.plan), distances
+            distances = trajectory_distance(problem, live, result.solver)
+        return result, problem.error(live, result.solver), distances
 
     result, error, distances = problem.run(task)
     exact = cell["model"] in EXACT
-    frechet, samples = problem.frechet(result.plan, cell["seed"]) if exact else (None, 0)
+    frechet, samples = problem.frechet(result.solver, cell["seed"]) if exact else (None, 0)
     return {
         "heldout_error": error,
         "frechet": frechet,
         "frechet_samples": samples,
         "model_calls": result.model_calls,
         "teacher_calls": result.teacher_calls,
-        "sample_calls": result.plan.table.model_calls,
+        "sample_calls": result.solver.table.model_calls,
         "trajectory_distance": distances,
-        "sigmas": result.plan.sigmas.tolist(),
-        "eval_sigmas": result.plan.table.eval_sigmas.tolist(),
+        "sigmas": result.solver.sigmas.tolist(),
+        "eval_sigmas": result.solver.table.eval_sigmas.tolist(),
         "seconds": time.monotonic() - started,
     }
 
 
 def find(trial: Trial, schedule: str, extras: str) -> Result:
-    """A cell's plan, with the calls needed to find it."""
+    """A cell's solver, with the calls needed to find it."""
     live = trial.live
     kind, _, scheduler = schedule.partition(":")
     if kind == "standard":
-        plan = live.standard(trial.sampler, scheduler, trial.steps)
-        return Result(plan) if extras == "none" else distilled(trial, plan)
+        solver = live.standard(trial.sampler, scheduler, trial.steps)
+        return Result(solver) if extras == "none" else distilled(trial, solver)
     if extras in GS:
         return generalised(trial, GS[extras])
     learned = ours.learn(trial, **LEARNED[extras], **BUDGET)
     return ours.result_of(learned, live.teacher)
 
 
-def distilled(trial: Trial, plan: Plan) -> Result:
-    """The plan with D-ODE's lambdas."""
+def distilled(trial: Trial, solver: Discretization) -> Result:
+    """The solver with D-ODE's lambdas."""
     live, noise = trial.live, trial.noises(2 * DISTILL_NOISES)
-    pairs = Pairs(noise, torch.zeros_like(noise), noise)  # targets are not used
+    samples = TeacherSamples(noise, torch.zeros_like(noise), noise)  # targets are not used
+    training, validation = samples[:DISTILL_NOISES], samples[DISTILL_NOISES:]
     live.model.calls = 0
-    found = distill(
-        live.model,
-        plan,
-        live.traced(TEACHER[0]),
-        pairs[:DISTILL_NOISES],
-        pairs[DISTILL_NOISES:],
-        trial.problem.training_batch,
-    )
-    table = with_lambdas(plan.table, found.lambdas)
-    return Result(Plan(plan.sigmas, table), live.model.calls)
+    with trial.training_batches():
+        found = distill(live.model, solver, live.traced(TEACHER[0]), training, validation)
+    return Result(found.student, live.model.calls)
 
 
 def generalised(trial: Trial, settings: gs.GsSettings) -> Result:
     """The Generalised Solver, trained as published."""
     model, count = trial.live.model, settings.training_pairs
 
-    def sampled() -> tuple[Pairs, int]:
+    def sampled() -> tuple[TeacherSamples, int]:
         model.calls = 0
-        return trial.pairs(count), model.calls
+        return trial.teacher_samples(count), model.calls
 
     # counted in every row, but computed once
     pairs, teacher_calls = trial.problem.cached(f"gs pairs {count} {trial.seed}", sampled)
     model.calls = 0
-    plan = gs.GsTraining(model, trial.steps, pairs, trial.seed, settings).run()
-    return Result(plan, model.calls, teacher_calls)
+    solver = gs.GsTraining(model, trial.steps, pairs, trial.seed, settings).run()
+    return Result(solver, model.calls, teacher_calls)
 
 
-def trajectory_distance(problem: Problem, live: LiveModel, plan: Plan) -> list[float]:
+def trajectory_distance(problem: Problem, live: LiveModel, solver: Discretization) -> list[float]:
     """Distances of the states after each call, and of the result, to D-ODE's teacher: M numbers."""
-    model, table, before = live.model, plan.table, live.model.calls
+    model, table, before = live.model, solver.table, live.model.calls
     noise = problem.noises(problem.heldout_noises, HELDOUT_SEED)[:TRAJECTORY_NOISES]
-    (batch,) = Pairs(noise, torch.zeros_like(noise), noise).batches(len(noise), model.device)
+    (batch,) = TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model)
 
     def sampled() -> list[Tensor]:
-        sigmas = teacher_sigmas(model, plan, len(plan.sigmas) - 1)
-        return teacher_states(model, live.plan(TEACHER[0], sigmas), plan, batch)
+        teacher = live.discretization(TEACHER[0], teacher_sigmas(model, solver))
+        return teacher_states(model, teacher, solver, batch)
 
     # the same for all samplers and extras whose states are at these levels
     targets = problem.cached(f"trajectory {table.state_sigmas.tolist()}", sampled)
-    _, history = student_samples(model, plan, batch)
+    _, history = model.sample(solver, batch.noise, batch.latent)
     model.calls = before
     return [
         float(rmse(combine(table.weights[m + 1, : m + 2], history) - targets[m]).mean())

@@ -34,8 +34,8 @@ from benchmarks.problems.live_model import LiveModel
 from benchmarks.problems.mixtures import digits_components
 from benchmarks.problems.problem import FRECHET_SEED, REFERENCE
 from ld3.metrics import spread
-from ld3.solver import Plan
-from ld3.training.gradient import ADAM
+from ld3.table import Discretization
+from ld3.training.gradient.gradient_settings import ADAM
 
 TITLE = "Theory: first experiments on exact problems"
 KEYS = (
@@ -131,11 +131,11 @@ def _measured(
         trial = Trial(problem, live, sampler, steps, seed)
         if experiment in ("convergence", "loss"):
             return _descent(trial, **method)
-        plan, calls = _plan(trial, **method)
+        solver, calls = _solver(trial, **method)
         if experiment == "kl":
-            found = _divergence(trial, plan, method["radius"] or 0.0)
+            found = _divergence(trial, solver, method["radius"] or 0.0)
         else:
-            found = (_stress if experiment == "heavy-tails" else _measures)(trial, plan)
+            found = (_stress if experiment == "heavy-tails" else _measures)(trial, solver)
         return {(None, quantity): (value, calls) for quantity, value in found.items()}
 
     return problem.run(task)
@@ -145,13 +145,13 @@ def _descent(trial: Trial, method: str, radius: float | None) -> Measured:
     found: Measured = {}
     for point in ours.descend(trial, method, radius):
         found[point.update, "training_error"] = point.training_error, point.model_calls
-        error = trial.problem.error(trial.live, point.plan)
+        error = trial.problem.error(trial.live, point.solver)
         found[point.update, "heldout_error"] = error, point.model_calls
     return found
 
 
-def _plan(trial: Trial, method: str, radius: float | None) -> tuple[Plan, int]:
-    """The plan that a method finds, and the model calls needed."""
+def _solver(trial: Trial, method: str, radius: float | None) -> tuple[Discretization, int]:
+    """The solver that a method finds, and the model calls needed."""
     live = trial.live
     kind, _, name = method.partition(":")
     if kind == "scheduler":
@@ -163,12 +163,13 @@ def _plan(trial: Trial, method: str, radius: float | None) -> tuple[Plan, int]:
     optimizer, _, extra = method.partition("+")
     gradient = replace(ADAM, radius=radius) if optimizer == "gradient" else None
     learned = ours.learn(trial, decoupled=extra == "decoupled", gradient=gradient)
-    return ours.plan_of(learned), learned.report.training_calls
+    return learned.solver, learned.report.training_calls
 
 
-def _divergence(trial: Trial, plan: Plan, radius: float) -> dict[str, float]:
-    plans = (plan, trial.live.teacher)
-    student, teacher = (divergence.sampling_map(trial.live.model, p) for p in plans)
+def _divergence(trial: Trial, solver: Discretization, radius: float) -> dict[str, float]:
+    student, teacher = (
+        divergence.sampling_map(trial.live.model, s) for s in (solver, trial.live.teacher)
+    )
     z = divergence.normal_points(POINTS, trial.problem.shape[0], trial.seed)
     found = divergence.compare(student, teacher, z)
     return {
@@ -181,23 +182,23 @@ def _divergence(trial: Trial, plan: Plan, radius: float) -> dict[str, float]:
     }
 
 
-def _stress(trial: Trial, plan: Plan) -> dict[str, float]:
+def _stress(trial: Trial, solver: Discretization) -> dict[str, float]:
     noise, live = trial.problem.noises(SAMPLES, FRECHET_SEED + trial.seed), trial.live
-    student, teacher = (live.samples(p, noise) for p in (plan, live.teacher))
+    student, teacher = (live.samples(s, noise) for s in (solver, live.teacher))
     ratio = spread(student) / spread(teacher)
-    return {"heldout_error": trial.problem.error(live, plan), "spread_to_teacher": ratio}
+    return {"heldout_error": trial.problem.error(live, solver), "spread_to_teacher": ratio}
 
 
-def _measures(trial: Trial, plan: Plan) -> dict[str, float]:
+def _measures(trial: Trial, solver: Discretization) -> dict[str, float]:
     means, stds, _ = digits_components()
     generator = torch.Generator().manual_seed(trial.seed)
     chosen = torch.randint(len(means), (SAMPLES,), generator=generator)
     real = means[chosen] + stds[0] * torch.randn(SAMPLES, 64, generator=generator)
     noise = trial.problem.noises(SAMPLES, FRECHET_SEED + trial.seed)
-    samples = trial.live.samples(plan, noise)
+    samples = trial.live.samples(solver, noise)
     found = sample_quality.measures(real, samples, seed=trial.seed)
     found["inception_score"] = sample_quality.inception_score(_classifier()(samples))
-    return found | _stress(trial, plan)
+    return found | _stress(trial, solver)
 
 
 @functools.cache

@@ -1,0 +1,259 @@
+"""Train the demo model on rendered emoji; seeded, resumable, a few hours on two CPU cores.
+
+    python -m demo.train_demo_model --comfyui DIR --steps 6000 --checkpoint FOLDER
+
+The learning rate is constant and then falls linearly over the last quarter of --steps, so a run
+can be stopped and resumed with other --steps as long as that quarter has not begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from scripts import comfyui_import
+
+from . import emoji
+from .muon import Muon
+
+log = logging.getLogger("demo.train_demo_model")
+CAPTION_DROPOUT = 0.1
+WARM_UP = 100  # steps
+DECAY_SHARE = 0.25  # of all steps, at the end
+EMA_DECAY = 0.998
+LOG_EVERY = 50  # steps
+PIXEL_STD = 0.57  # of the pictures in [-1, 1]
+MAX_WEIGHT = 50.0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder to resume from")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=4.0, help="between checkpoints")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile (needs gcc)")
+    parser.add_argument("--font", type=Path, default=emoji.FONT)
+    return parser.parse_args()
+
+
+def import_demo_model(comfyui: Path) -> Any:
+    """Import ComfyUI with PyTorch's attention (its default is slow on a CPU), then the model."""
+    comfyui_import.prepare(comfyui)
+    return importlib.import_module(".demo_model", __package__)
+
+
+def initialise(network: torch.nn.Module) -> None:
+    """Give every layer PyTorch's usual start values (ComfyUI's layers leave memory as it is).
+
+    The last layer of each residual branch starts at zero, so each branch starts as the identity.
+    """
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            continue
+        if weight.ndim == 1:  # a norm
+            torch.nn.init.ones_(weight)
+            torch.nn.init.zeros_(module.bias)
+            continue
+        torch.nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            torch.nn.init.zeros_(weight)
+
+
+def timestep_distribution(sigmas: torch.Tensor) -> torch.Tensor:
+    """Cumulative distribution of training timesteps: log-normal around sigma 2.5, spread 1.5.
+
+    High noise gets a good share: it is where the caption, not the noisy picture, must decide.
+    """
+    log_sigmas = sigmas.double().log()
+    density = torch.exp(-0.5 * ((log_sigmas - math.log(2.5)) / 1.5) ** 2)
+    mass = density * torch.gradient(log_sigmas)[0]
+    return (mass / mass.sum()).cumsum(0)
+
+
+class Trainer:
+    """The network, its word table, their running average and the optimiser."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.demo = import_demo_model(options.comfyui)
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed)
+        images, captions = emoji.load_emoji(options.font, self.demo.SIZE)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        self.pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self.vocabulary = sorted({word for text in captions for word in self.demo.words_of(text)})
+        tokens = [self.demo.token_ids(text, self.vocabulary)[0] for text in captions]
+        self.tokens = torch.tensor(tokens)
+
+        base = self.demo.build_model(torch.device("cpu"))
+        self.network = base.diffusion_model.requires_grad_(True).train()
+        initialise(self.network)
+        self.network.to(memory_format=torch.channels_last)
+        self.words = torch.nn.Embedding(1 + len(self.vocabulary), self.demo.CONTEXT_DIM)
+        self.forward = torch.compile(self.network) if options.compile else self.network
+        self.sigmas = base.model_sampling.sigmas
+        self.cumulative = timestep_distribution(self.sigmas)
+        self.parameters = [*self.network.parameters(), *self.words.parameters()]
+        self.optimizers = self.make_optimizers()
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+        self.seconds = 0.0
+        self.stopping = False
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the inner matrices; AdamW for the ends, biases, norms and words."""
+        ends = {"input_blocks.0.0.weight", "out.2.weight"}
+        matrices, others = [], []
+        for name, parameter in self.network.named_parameters():
+            inner = parameter.ndim > 1 and name not in ends
+            (matrices if inner else others).append(parameter)
+        adam_groups = [
+            {"params": others, "factor": 1.0},
+            # A rare word gets few gradients; a higher rate lets it catch up.
+            {"params": list(self.words.parameters()), "factor": 3.0},
+        ]
+        return [
+            Muon([{"params": matrices, "factor": 1.5}], lr=0.0),
+            torch.optim.AdamW(adam_groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
+
+    def learning_rate(self) -> float:
+        """Warm-up, a long constant phase, a linear fall to zero."""
+        decay = max(1.0, DECAY_SHARE * self.options.steps)
+        left = (self.options.steps - self.step) / decay
+        return self.options.learning_rate * min(1.0, (self.step + 1) / WARM_UP, left)
+
+    def batch(self) -> tuple[torch.Tensor, ...]:
+        """Draw pictures, tokens, timesteps and noise from a generator of (seed, step)."""
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
+        count = self.options.batch
+        pick = torch.randint(len(self.pixels), (count,), generator=generator)
+        tokens = self.tokens[pick]
+        tokens[torch.rand(count, generator=generator) < CAPTION_DROPOUT] = 0
+        # One timestep a stratum: less variance than independent draws.
+        uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        timestep = torch.searchsorted(self.cumulative, uniform.double()).clamp(max=999)
+        noise = torch.randn(self.pixels[pick].shape, generator=generator)
+        return self.pixels[pick], tokens, timestep, noise
+
+    def train_step(self) -> torch.Tensor:
+        """One optimiser step; returns the weighted loss."""
+        x0, tokens, timestep, noise = self.batch()
+        sigma = self.sigmas[timestep][:, None, None, None]
+        x = (x0 + sigma * noise) / (sigma**2 + 1).sqrt()
+        x = x.contiguous(memory_format=torch.channels_last)
+        eps = self.forward(x, timestep.float(), context=self.words(tokens))
+        # The weight of v-prediction, capped: keeps colours right where noise drowns the picture.
+        weight = (1 + (sigma / PIXEL_STD) ** 2).clamp(max=MAX_WEIGHT)
+        loss = (weight * (eps - noise) ** 2).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        rate = self.learning_rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        keep = min(EMA_DECAY, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+        return loss.detach()
+
+    def save(self) -> None:
+        """Write the checkpoint and the shipped weights, each replaced in one go."""
+        folder = self.options.checkpoint
+        state = {
+            "network": self.network.state_dict(),
+            "words": self.words.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, folder / "checkpoint.tmp")
+        (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+        keys = [self.demo.NETWORK_PREFIX + name for name, _ in self.network.named_parameters()]
+        tensors = dict(zip([*keys, self.demo.WORDS_KEY], self.average, strict=True))
+        halves = {key: value.half().contiguous() for key, value in tensors.items()}
+        metadata = {
+            "vocabulary": json.dumps(self.vocabulary),
+            "steps": str(self.step),
+            "batch": str(self.options.batch),
+            "seconds": str(round(self.seconds)),
+        }
+        save_file(halves, folder / "weights.tmp", metadata)
+        (folder / "weights.tmp").replace(folder / self.demo.WEIGHTS.name)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        file = self.options.checkpoint / "checkpoint.pt"
+        if not file.is_file():
+            return
+        state = torch.load(file, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.words.load_state_dict(state["words"])
+        self.average = state["average"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+        log.info("resumed at step %d", self.step)
+
+    def stop(self, *_signal: object) -> None:
+        """End after the step under way, with a checkpoint."""
+        self.stopping = True
+
+    def run(self) -> None:
+        """Train to the last step, with a checkpoint every few minutes."""
+        began = last_save = last_log = time.monotonic()
+        before, losses = self.seconds, []
+        while self.step < self.options.steps and not self.stopping:
+            losses.append(self.train_step())
+            now = time.monotonic()
+            self.seconds = before + now - began
+            if self.step % LOG_EVERY == 0:
+                loss, pace = torch.stack(losses).mean(), (now - last_log) / len(losses)
+                rate = self.learning_rate()
+                log.info("step %d loss %.4f lr %.2e %.3f s/step", self.step, loss, rate, pace)
+                losses, last_log = [], now
+            if now - last_save > 60 * self.options.minutes:
+                self.save()
+                last_save = now
+        self.save()
+
+
+def main() -> None:
+    """Train, or go on training."""
+    options = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options.checkpoint.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(options)
+    count = sum(p.numel() for p in trainer.parameters)
+    log.info("%d parameters, %d emoji", count, len(trainer.pixels))
+    trainer.resume()
+    signal.signal(signal.SIGINT, trainer.stop)
+    signal.signal(signal.SIGTERM, trainer.stop)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()

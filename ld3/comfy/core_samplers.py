@@ -1,0 +1,160 @@
+"""Core's samplers and schedulers as the method needs them."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
+from ..tracing import TracedSampler, UnsupportedSampler
+
+logger = logging.getLogger(__name__)
+STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu", "_cfg_pp")
+PLAIN_ALTERNATIVE = {
+    "dpmpp_2s": "dpmpp_2m",
+    "dpmpp_3m": "dpmpp_2m",
+    "dpmpp": "dpmpp_2m",
+    "dpm_fast": "dpm_2",
+    "dpm_adaptive": "dpm_2",
+}
+
+
+def sampler_names() -> list[str]:
+    """All samplers of this ComfyUI, CFG++ and stochastic ones included."""
+    return list(comfy.samplers.SAMPLER_NAMES)
+
+
+def scheduler_names() -> list[str]:
+    """All schedulers of this ComfyUI."""
+    return list(comfy.samplers.SCHEDULER_NAMES)
+
+
+def is_installed(sampler: str) -> bool:
+    """Whether this ComfyUI has a sampler of that name."""
+    return sampler in comfy.samplers.SAMPLER_NAMES
+
+
+def sampler_object(name: str) -> comfy.samplers.KSAMPLER:
+    """Core's sampler of that name."""
+    if not is_installed(name):
+        raise ValueError(
+            f"sampler {name!r} is not installed in this ComfyUI; install the pack that provides it"
+        )
+    return comfy.samplers.sampler_object(name)
+
+
+def sampler_label(sampler: Any) -> str:
+    """The name ComfyUI lists a SAMPLER under; its function's name if it is no core sampler."""
+    function = getattr(sampler, "sampler_function", None)
+    for name in sampler_names():
+        core = comfy.samplers.sampler_object(name)
+        if core.sampler_function is function and all(
+            getattr(core, options) == getattr(sampler, options, None)
+            for options in ("extra_options", "inpaint_options")  # ddim is euler but for inpainting
+        ):
+            return name
+    return getattr(function, "__name__", type(sampler).__name__)
+
+
+def traced_sampler(sampler: Any, model_sampling: Any, model_wrap: Any = None) -> TracedSampler:
+    """A KSAMPLER as an `ld3.tracing.TracedSampler`.
+
+    Without `model_wrap`, the running guider, its model is a stand-in with only `model_sampling`.
+    """
+    if not isinstance(sampler, comfy.samplers.KSAMPLER):
+        raise UnsupportedSampler("it is not a KSAMPLER, so its steps cannot be read")
+
+    def function(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
+        return sampler.sampler_function(model, x, sigmas, **keywords, **sampler.extra_options)
+
+    def end_scale(end: float) -> float:
+        level = torch.tensor(end, dtype=torch.float64)
+        return float(
+            model_sampling.inverse_noise_scaling(level, torch.ones(1, dtype=torch.float64))
+        )
+
+    # samplers read model_sampling as attribute of the model and through its patcher
+    wrap = model_wrap or SimpleNamespace(
+        inner_model=SimpleNamespace(model_sampling=model_sampling),
+        model_patcher=SimpleNamespace(get_model_object=lambda name: model_sampling),
+    )
+    return TracedSampler(function, SimpleNamespace(inner_model=wrap), end_scale)
+
+
+def widget_sampler(widget: str, sampler: Any, sigmas: Tensor, model_wrap: Any) -> TracedSampler:
+    """The SAMPLER, given itself or by name; ValueError names the widget if it has no table."""
+    sampling = model_wrap.inner_model.model_sampling
+    name = sampler if isinstance(sampler, str) else sampler_label(sampler)
+    sampler = sampler_object(name) if isinstance(sampler, str) else sampler
+    try:
+        found = traced_sampler(sampler, sampling, model_wrap)
+        found.table(sigmas)
+    except UnsupportedSampler as error:
+        reason = refusal(name, error, sampling, sigmas)
+        raise ValueError(f"{widget}: {reason}") from error
+    return found
+
+
+def refusal(name: str, error: UnsupportedSampler, model_sampling: Any, sigmas: Tensor) -> str:
+    """One sentence: why no schedule can be learned for a sampler, and a similar one that works."""
+    reason = f"no schedule can be learned for {name!r}: {error}"
+    base = name
+    for mark in STOCHASTIC_MARKS:
+        base = base.replace(mark, "")
+    for candidate in (base, PLAIN_ALTERNATIVE.get(base, ""), "dpmpp_2m", "euler"):
+        if candidate != name and is_installed(candidate):
+            try:
+                traced_sampler(sampler_object(candidate), model_sampling).table(sigmas)
+            except UnsupportedSampler:
+                continue
+            return f"{reason}. Choose a deterministic sampler such as {candidate!r}"
+    return reason
+
+
+def scheduler_sigmas(
+    model: Any, sampler: str, scheduler: str, steps: int, denoise: float
+) -> Tensor:
+    """KSampler's sigmas, without the penultimate one where it discards it: float32, CPU."""
+    return comfy.samplers.KSampler(
+        model, steps, torch.device("cpu"), sampler, scheduler, denoise, model.model_options
+    ).sigmas
+
+
+def standard_schedules(model: Any, sampler: str, steps: int, denoise: float) -> dict[str, Tensor]:
+    """By scheduler of this ComfyUI; those that fail or repeat levels are left out."""
+    schedules = {}
+    for name in scheduler_names():
+        try:
+            sigmas = scheduler_sigmas(model, sampler, name, steps, denoise)
+        except Exception as error:  # not every scheduler can make every number of steps
+            logger.info("LD3: the scheduler %s cannot make %d steps: %s", name, steps, error)
+            continue
+        decreasing = len(sigmas) > 1 and bool((sigmas.diff() < 0).all())
+        if decreasing and bool(torch.isfinite(sigmas).all()):
+            schedules[name] = sigmas
+    return schedules
+
+
+def is_flow(model_sampling: Any) -> bool:
+    """Whether noise levels lie in [0, 1] and the state is (1 - sigma) x0 + sigma noise."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def coordinate(model_sampling: Any) -> Coordinate:
+    """The coordinate in which a model's noise levels are learned."""
+    return LOGIT_SIGMA if is_flow(model_sampling) else LOG_SIGMA
+
+
+def prediction_type(model_sampling: Any) -> str:
+    """ "flow", "v", "edm" or "eps" (anything else that is variance exploding counts as eps)."""
+    if is_flow(model_sampling):
+        return "flow"
+    if isinstance(model_sampling, comfy.model_sampling.EDM):
+        return "edm"
+    return "v" if isinstance(model_sampling, comfy.model_sampling.V_PREDICTION) else "eps"

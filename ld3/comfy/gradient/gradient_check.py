@@ -1,0 +1,152 @@
+"""Compare a model's gradient with finite differences before training relies on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...model import Model
+from ...training.gradient.recompute import recomputed
+from ..guided_run import GuidedRun
+from .differentiable_model import OTHER_OPTIMIZER, attention_with_gradient
+
+STATE_DIFFERENCE = 0.06  # of the state's size: above half precision's rounding, and still linear
+TIME_DIFFERENCE = 0.05  # in the coordinate, as Gauss-Newton's differences
+TOLERANCE = 0.3  # relative: in bf16, right gradients were found up to 0.15 off, in float32 0.05
+CACHED_TOLERANCE = 0.1  # of the change that the difference makes
+
+
+def check_gradient(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
+    """Refuse a model whose gradient to its input or to its noise level is wrong.
+
+    At a middle noise level, one gradient of a projection <w, D> must agree with differences of D:
+    along a random direction, from whose change w is made, where it is too short if some part of the
+    network has no gradient; along itself, where it is too long if it contains anything else; and
+    along the noise level. Costs about 18 network calls of `noise`'s batch size.
+
+    Args:
+        guided: inside `differentiable_run`. noise, latent: (batch, *latent), one sample is enough.
+
+    Raises:
+        ValueError: there is no gradient or it is wrong; names the likely cause and what to do.
+    """
+    model_wrap, options = guided.model_wrap, guided.options
+    if "easycache" in options.get("transformer_options", {}):  # its errors show only in a rollout
+        raise ValueError(
+            "EasyCache or LazyCache is on the MODEL: calls that it skips have wrong gradients. "
+            + OTHER_OPTIMIZER
+        )
+    try:
+        wrong = _wrong_gradient(guided.model, noise, latent)
+    except torch.cuda.OutOfMemoryError:  # no fault of the model; ComfyUI says what to do
+        raise
+    except (RuntimeError, ValueError) as error:  # autograd's and GradientError
+        wrong = str(error).strip().splitlines()[0]
+    if wrong:
+        causes = "; ".join(likely_causes(model_wrap, options)) or "nothing visible"
+        raise ValueError(
+            f"the model has no usable gradient: {wrong}. Likely causes: {causes}. "
+            + OTHER_OPTIMIZER
+        )
+
+
+def likely_causes(model_wrap: Any, options: dict[str, Any]) -> list[str]:
+    """What is visible on a guider's model and known to make gradients wrong."""
+    causes = []
+    network = model_wrap.inner_model.diffusion_model
+    weights = list(network.parameters())
+    types = {str(w.dtype).removeprefix("torch.") for w in weights if w.element_size() == 1}
+    types |= {type(w).__name__ for w in weights if type(w).__name__ == "QuantizedTensor"}
+    if types:
+        causes.append(f"quantised weights ({', '.join(sorted(types))})")
+    if any(
+        w.device.type != torch.device(model_wrap.model_patcher.load_device).type for w in weights
+    ):
+        causes.append("weights offloaded because of low memory")
+    conds = [cond for conds in model_wrap.conds.values() for cond in conds]
+    if any(cond.get("hooks") is not None for cond in conds):
+        causes.append("LoRA or other hooks on the conditioning")
+    if any(cond.get("control") is not None for cond in conds):
+        causes.append("ControlNet")
+    transformer = options.get("transformer_options", {})
+    attention = transformer.get("optimized_attention_override")
+    if attention not in (None, attention_with_gradient):
+        causes.append(f"attention replaced by {attention.__module__}")
+    wrappers = transformer.get("wrappers", {}).values()
+    named = [str(key) for by_key in wrappers for key, found in by_key.items() if found and key]
+    settings = {**options, **transformer}
+    named += [k for k, v in settings.items() if callable(v) and v is not attention]
+    named += [k for k in settings if "cache" in str(k).lower()]
+    named += [f"{key} patches" for key, value in transformer.get("patches", {}).items() if value]
+    named += [f"{k} replacement" for k, v in transformer.get("patches_replace", {}).items() if v]
+    if named:
+        causes.append(f"patches of other nodes ({', '.join(dict.fromkeys(named))})")
+    if "chroma" in type(network).__name__.lower():
+        causes.append("a network without gradients with respect to time (Chroma)")
+    return causes
+
+
+def _wrong_gradient(model: Model, noise: Tensor, latent: Tensor) -> str:
+    """What is wrong with the gradient; empty if it is right."""
+    noise, latent = noise.to(model.device), latent.to(model.device)
+    levels = torch.tensor([model.sigma_max, model.sigma_min], dtype=torch.float64)
+    high, low = model.coordinate.from_sigma(levels)
+    middle = (high + low) / 2
+    level, early, above, below = model.coordinate.to_sigma(
+        torch.stack(
+            [middle, (high + middle) / 2, middle + TIME_DIFFERENCE, middle - TIME_DIFFERENCE]
+        )
+    ).tolist()
+    model.begin_rollout(torch.tensor([model.sigma_max, early, level, 0.0]))
+
+    def answer(x: Tensor, sigma: float = level) -> Tensor:
+        with torch.no_grad():
+            return model(x, x.new_full((x.shape[0],), sigma))
+
+    def change(direction: Tensor) -> Tensor:
+        return answer(x + direction) - answer(x - direction)
+
+    start = model.scale_noise(noise, latent, early)
+    x = model.scale_noise(noise, answer(start, early), level)
+    step = STATE_DIFFERENCE * x.square().mean().sqrt()
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(x.shape, generator=generator).to(x) * step
+    # right after a call with another input, and right after one with nearly the same
+    behind = answer(x - random)
+    near = answer(x + random)
+    answer(start, early)
+    memory = float((answer(x + random) - near).norm() / (near - behind).norm())
+    if memory > CACHED_TOLERANCE:
+        return f"outputs depend on earlier calls (by {memory:.0%} of the effect of a small step)"
+    by_time = answer(x, above) - answer(x, below)
+    # the output's change across the step: along it, most models merely pass their input on.
+    # w and what it is compared with come from different calls, so that rounding averages out
+    across = near - behind
+    across = across - (across * random).sum() / random.square().sum() * random
+    w = _unit(across) + _unit(by_time)
+    x_in = x.detach().requires_grad_()
+    sigma_in = x.new_full((x.shape[0],), level).requires_grad_()
+    to_x, to_sigma = torch.autograd.grad(
+        (w * recomputed(model)(x_in, sigma_in)).sum(), [x_in, sigma_in], allow_unused=True
+    )
+    to_x = torch.zeros_like(x) if to_x is None else to_x
+    to_sigma = torch.zeros_like(sigma_in) if to_sigma is None else to_sigma
+    if not (torch.isfinite(to_x).all() and torch.isfinite(to_sigma).all()):
+        return "it is infinite or undefined (NaN)"
+    along = 0.1 * random.norm() * to_x / to_x.norm().clamp_min(1e-30)
+    tests = {
+        "to the input": ((to_x * random).sum(), (w * change(random / 2)).sum()),
+        "along itself": (2 * (to_x * along).sum(), (w * change(along)).sum()),
+        "to the noise level": (to_sigma.sum() * (above - below), (w * by_time).sum()),
+    }
+    for name, (claimed, measured) in tests.items():
+        ratio = float(claimed / measured)
+        if not abs(ratio - 1) <= TOLERANCE:
+            return f"the gradient {name} is {ratio:.2f} times the finite-difference estimate"
+    return ""
+
+
+def _unit(change: Tensor) -> Tensor:
+    return change / change.norm().clamp_min(1e-30)

@@ -1,0 +1,167 @@
+"""Run a task where ComfyUI runs a sampler: inside a guider, with the model loaded.
+
+So model loading, conditioning, hooks, memory and cleanup are ComfyUI's own, and any GUIDER works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..model import Model
+from .core_samplers import coordinate
+
+T = TypeVar("T")
+STATELESS_TOLERANCE = 1e-2  # relative; half precision on a GPU repeats itself far better than this
+
+
+class GuidedRun:
+    """What a task receives: a running guider, and its model as the method's `Model`.
+
+    Args:
+        model_wrap, extra_args: what ComfyUI's `Sampler.sample` received; the first is the guider.
+        batch_size: samples per network call.
+    """
+
+    def __init__(self, model_wrap: Any, extra_args: dict[str, Any], batch_size: int) -> None:
+        self.model_wrap, self.extra_args = model_wrap, extra_args
+        self.model = self._model(batch_size)
+
+    @property
+    def sampling(self) -> Any:
+        """The model's `model_sampling`."""
+        return self.model_wrap.inner_model.model_sampling
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The model options every call receives."""
+        return self.extra_args["model_options"]
+
+    def latents(self, latents: Tensor) -> Tensor:
+        """Latents as the sampler receives them (core does not shift an empty latent)."""
+        if torch.count_nonzero(latents) == 0:
+            return latents
+        return self.model_wrap.inner_model.process_latent_in(latents)
+
+    def _model(self, batch_size: int) -> Model:
+        model_wrap, sampling, options = self.model_wrap, self.sampling, self.options
+        device = model_wrap.model_patcher.load_device
+        wrapped: Any = comfy.samplers.KSamplerX0Inpaint(model_wrap, None)
+        seed = self.extra_args.get("seed")
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return wrapped(x, sigma, denoise_mask=None, model_options=options, seed=seed)
+
+        def scale_noise(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:
+            level = torch.tensor([sigma], dtype=torch.float32, device=noise.device)
+            max_denoise = comfy.samplers.Sampler().max_denoise(model_wrap, level)
+            return sampling.noise_scaling(level[0], noise, latent, max_denoise)
+
+        def begin_rollout(sigmas: Tensor) -> None:
+            # nodes read the current schedule from here, keyframed hooks count calls
+            options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas.to(device)
+            wrapped.sigmas = sigmas.to(device)
+            for conds in model_wrap.conds.values():
+                for cond in conds:
+                    if cond.get("hooks") is not None:
+                        cond["hooks"].reset()
+
+        return Model(
+            denoise,
+            coordinate(sampling),
+            sigma_min=float(sampling.sigma_min),
+            sigma_max=float(sampling.sigma_max),
+            scale_noise=scale_noise,
+            begin_rollout=begin_rollout,
+            device=device,
+            batch_size=batch_size,
+        )
+
+
+def run(
+    guider: Any, latents: Tensor, sigmas: Tensor, task: Callable[[GuidedRun], T], seed: int = 0
+) -> T:
+    """`task`'s value, computed without gradients while the guider samples.
+
+    Args:
+        guider: any GUIDER.
+        latents: (batch, *latent); ComfyUI reserves memory for such a batch, which is also the
+            task's batch size.
+        sigmas: (N+1,) the noise levels that patches are told of before the first rollout.
+    """
+    sampler = _TaskSampler(task)
+    guider.sample(torch.zeros_like(latents), latents, sampler, sigmas, disable_pbar=True, seed=seed)
+    if not sampler.done:
+        raise ValueError("the guider did not sample: remove patches that replace the sampler")
+    return sampler.value
+
+
+class _TaskSampler(comfy.samplers.Sampler):
+    """Runs a task where a guider expects a sampler; its value remains in `value`."""
+
+    def __init__(self, task: Callable[[GuidedRun], Any]) -> None:
+        self._task, self.value, self.done = task, cast(Any, None), False
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, *others: Any, **more: Any
+    ) -> Tensor:
+        """Run the task; returns the noise it received."""
+        with torch.no_grad():
+            self.value = self._task(GuidedRun(model_wrap, extra_args, len(noise)))
+        self.done = True
+        return noise
+
+
+def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
+    """Core's guider for a MODEL with two prompts."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
+    """Refuse a model whose output depends on earlier calls: shared calls would then be wrong.
+
+    Evaluates one (x, sigma) twice with another in between.
+
+    Raises:
+        ValueError: the outputs differ; names what is patched.
+    """
+    model = guided.model
+    noise, latent = noise[: model.batch_size].to(model.device), latent[: model.batch_size]
+    latent = latent.to(model.device)
+    levels = torch.tensor(
+        [model.sigma_max, 0.5 * (model.sigma_min + model.sigma_max)], dtype=torch.float32
+    )
+    model.begin_rollout(torch.cat([levels, torch.zeros(1)]))
+    first, second = (model.scale_noise(noise, latent, float(s)) for s in levels)
+    calls = [(first, levels[0]), (second, levels[1]), (first, levels[0])]
+    outputs = [model(x, s.to(model.device).expand(x.shape[0])) for x, s in calls]
+    if not torch.isfinite(outputs[0]).all():
+        raise ValueError(
+            "the model's output is infinite or undefined (NaN); check that the model works in a "
+            "plain KSampler (another precision, such as bf16 or fp32, often helps)"
+        )
+    difference = float(
+        (outputs[2] - outputs[0]).abs().max() / outputs[0].abs().max().clamp_min(1e-8)
+    )
+    if difference > STATELESS_TOLERANCE:
+        options = guided.options
+        patched = [k for k, v in options.items() if v and k != "transformer_options"]
+        transformer = options.get("transformer_options", {})
+        patched += [
+            f"{k} patches" for k, v in transformer.items() if not isinstance(v, Tensor) and v
+        ]
+        raise ValueError(
+            "the model returns different outputs for the same input (difference "
+            f"{difference:.1%}), so it keeps state between steps; remove caching or momentum nodes "
+            "(EasyCache, TeaCache, APG) from the MODEL before training. Patched on it: "
+            f"{', '.join(patched) or 'nothing visible'}"
+        )

@@ -1,0 +1,85 @@
+"""What all learning nodes do with their inputs before and after the learning itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+import comfyui_version
+import torch
+from torch import Tensor
+
+from ..version import __version__
+from . import core_samplers, fingerprint
+from .guided_run import GuidedRun, cfg_guider, run
+from .latents import check_conditioning, latent_samples, training_noises
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+ALGORITHM = 4  # increased when the same settings learn another schedule than before
+
+
+@dataclass(frozen=True)
+class GraphInputs:
+    """What a graph connects to a node: MODEL, two CONDITIONINGs, LATENT, and perhaps a VAE."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    latent_image: dict[str, Any]
+    vae: Any = None
+
+
+class Job:
+    """Checks a node's inputs, and knows all facts that a result depends on."""
+
+    def __init__(self, inputs: GraphInputs, cfg: float) -> None:
+        self.inputs, self.cfg = inputs, cfg
+        model, latent = inputs.model, inputs.latent_image
+        check_conditioning("positive", inputs.positive)
+        check_conditioning("negative", inputs.negative)
+        self.samples = latent_samples(model, latent)
+        if latent.get("noise_mask") is not None:
+            logger.warning("LD3: latent_image's mask is not used for learning")
+        self.batch_index = latent.get("batch_index")
+        if self.batch_index is None and torch.count_nonzero(self.samples) == 0:
+            self.samples = self.samples[:1]  # the number of empty latents does not matter
+        self.fingerprint = fingerprint.model_fingerprint(model)
+        negative = inputs.negative if cfg != 1 else None
+        self._prompts = [fingerprint.patches_of(model), inputs.positive, negative]
+
+    def key(self, settings: dict[str, Any], *contents: Any) -> str:
+        """Hash of settings with model and prompts: equal for identical work."""
+        facts = {"model": self.fingerprint, "algorithm": ALGORITHM}
+        return fingerprint.settings_hash(settings | facts, self._prompts, *contents)
+
+    def noises(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """Noises and latents (count, *latent), see `training_noises`."""
+        return training_noises(self.samples, seed, count, self.batch_index)
+
+    def run(self, task: Callable[[GuidedRun], T], sigmas: Tensor, batch_size: int, seed: int) -> T:
+        """`task`'s value with model and prompts, see `guided_run.run`."""
+        inputs = self.inputs
+        guider = cfg_guider(inputs.model, inputs.positive, inputs.negative, self.cfg)
+        latents = self.samples[:1].repeat(batch_size, *[1] * (self.samples.ndim - 1))
+        return run(guider, latents, sigmas, task, seed)
+
+    def provenance(self) -> dict[str, Any]:
+        """What every `ScheduleInfo` says of the model, the versions and the time."""
+        model = self.inputs.model
+        sampling = model.get_model_object("model_sampling")
+        return {
+            "cfg": self.cfg,
+            "latent_shape": list(self.samples.shape[1:]),
+            "prediction_type": core_samplers.prediction_type(sampling),
+            "sigma_max": float(sampling.sigma_max),
+            "model_fingerprint": self.fingerprint,
+            "model_file": fingerprint.model_file(model),
+            "model_name": fingerprint.architecture(model),
+            "pack_version": __version__,
+            "comfyui_version": comfyui_version.__version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }

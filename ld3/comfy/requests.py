@@ -1,0 +1,130 @@
+"""What a user requests, checked in the words of the nodes' widgets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..metrics import DISTANCES
+from ..training.gradient.gradient_settings import ADAM, PAPER, GradientSettings
+from ..training.settings import TrainingSettings
+
+GAUSS_NEWTON = "gauss-newton (fast, no autograd)"
+OPTIMIZERS: dict[str, GradientSettings | None] = {
+    GAUSS_NEWTON: None,
+    "gradient (LD3 paper)": PAPER,
+    "gradient (Adam, thorough)": ADAM,
+}
+STEPS = "time steps"
+LEARN: dict[str, dict[str, Any]] = {
+    STEPS: {},
+    "time steps + decoupled times": {"decoupled": True},
+    "time steps + D-ODE": {"dode": True},
+    "time steps + full solver": {"decoupled": True, "order": 1, "output_mix": True},
+}
+PUBLISHED_RADIUS = -1.0
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """The widgets of LD3 Train Schedule, by their names."""
+
+    sampler_name: str
+    steps: int
+    cfg: float
+    denoise: float
+    seed: int
+    teacher_sampler: str
+    teacher_scheduler: str
+    teacher_steps: int
+    distance: str
+    iterations: int
+    training_noises: int
+    heldout_noises: int
+    batch_size: int
+    optimizer: str = GAUSS_NEWTON
+    learn: str = STEPS
+    soft_radius: float = PUBLISHED_RADIUS
+
+    def settings(self) -> TrainingSettings:
+        """The constants of the training; ValueError for a value that cannot work."""
+        check_cfg(self.cfg)
+        if not 0 < self.denoise <= 1:
+            raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
+        choices = {"distance": DISTANCES, "optimizer": OPTIMIZERS, "learn": LEARN}
+        for name, options in choices.items():
+            if getattr(self, name) not in options:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(options)}"
+                )
+        if not (0 <= self.soft_radius < math.inf or self.soft_radius == PUBLISHED_RADIUS):
+            raise ValueError(
+                f"soft_radius is {self.soft_radius}; use 0 (none) or more, or -1 for the paper's"
+            )
+        for name in ("iterations", "training_noises", "heldout_noises", "batch_size"):
+            check_at_least(1, name, getattr(self, name))
+        settings = TrainingSettings(
+            steps=self.steps,
+            training_noises=self.training_noises,
+            validation_noises=max(16, self.training_noises),
+            test_noises=self.heldout_noises,
+            iterations=self.iterations,
+            distance=self.distance,
+            seed=self.seed % 2**63,
+            gradient=self.gradient,
+            **LEARN[self.learn],
+        )
+        settings.check(self.teacher_steps)
+        return settings
+
+    def teacher_facts(self) -> dict[str, Any]:
+        """What decides the teacher's samples (the batch size in their last bits)."""
+        names = ("teacher_sampler", "teacher_scheduler", "teacher_steps", "cfg", "denoise")
+        return {name: getattr(self, name) for name in (*names, "batch_size")}
+
+    @property
+    def gradient(self) -> GradientSettings | None:
+        """The constants of the gradient optimiser; None for Gauss-Newton."""
+        preset = OPTIMIZERS[self.optimizer]
+        if preset is None:
+            return None
+        if preset.adam:
+            preset = preset.with_rounds(self.iterations)
+        if self.soft_radius == PUBLISHED_RADIUS:
+            return preset
+        return replace(preset, radius=self.soft_radius)
+
+    @property
+    def method(self) -> str:
+        """One word for the file."""
+        return self.optimizer.split(" ")[0]
+
+
+@dataclass(frozen=True)
+class DistillRequest:
+    """The widgets of LD3 Distill Solver, by their names."""
+
+    cfg: float
+    seed: int
+    teacher_sampler: str
+    training_noises: int
+    batch_size: int
+
+    def check(self) -> None:
+        """Raise ValueError, naming the widget, for a value that no model can be used with."""
+        check_cfg(self.cfg)
+        check_at_least(2, "training_noises", self.training_noises)
+        check_at_least(1, "batch_size", self.batch_size)
+
+
+def check_cfg(cfg: float) -> None:
+    """Raise ValueError unless cfg is a guidance scale."""
+    if not 0 <= cfg < math.inf:
+        raise ValueError(f"cfg is {cfg}; use 0 or more, 1 for no guidance")
+
+
+def check_at_least(least: int, name: str, value: int) -> None:
+    """Raise ValueError, naming the widget, unless value is at least `least`."""
+    if value < least:
+        raise ValueError(f"{name} is {value}; use {least} or more")

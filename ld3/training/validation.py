@@ -1,0 +1,104 @@
+"""Judge students by their distance to the teacher's samples, and keep the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..metrics import Distance, rmse
+from ..model import Model
+from ..table import Discretization
+from ..teacher import TeacherSamples
+from .report import ProgressReporter, ValidationEntry, finite
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How students are run and judged.
+
+    With `data_std`, the standard deviation of the teacher's samples, descents also match states to
+    the teacher's trajectory (`trajectory_matching`).
+    """
+
+    model: Model
+    distance: Distance
+    data_std: float | None = None
+
+    def error(self, student: Discretization, samples: TeacherSamples) -> float:
+        """Mean distance to the teacher; infinite if any sample is not finite."""
+        value = float(errors(self.model, student, samples, self.distance.between).mean())
+        return value if math.isfinite(value) else math.inf
+
+
+def errors(
+    model: Model,
+    student: Discretization,
+    samples: TeacherSamples,
+    measure: Callable[[Tensor, Tensor], Tensor] = lambda x, target: rmse(x - target),
+) -> Tensor:
+    """`measure(student's samples, targets)` of all noises, RMSE by default: (n, ..) on the CPU."""
+    return torch.cat(
+        [
+            measure(model.sample(student, batch.noise, batch.latent)[0], batch.target).cpu()
+            for batch in samples.batches(model)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class ValidatedStudent:
+    """A student and its error on the validation noises."""
+
+    student: Discretization
+    theta: Tensor  # from which a descent can continue: its parameters without closed-form extras
+    error: float
+
+
+class Validation:
+    """The best student so far, and the history of all validations.
+
+    Args:
+        samples: noises that are not learned from.
+        progress: receives every validation.
+        name, student, theta: the first student, see `consider`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        samples: TeacherSamples,
+        progress: ProgressReporter,
+        name: str,
+        student: Discretization,
+        theta: Tensor,
+    ) -> None:
+        self.objective, self.samples, self.progress = objective, samples, progress
+        self.history: list[ValidationEntry] = []
+        # whatever its error: if it is infinite on these noises, others may do better
+        self.accept(ValidatedStudent(student, theta, self._error(name, student)))
+
+    def consider(self, name: str, student: Discretization, theta: Tensor) -> float:
+        """Validate a student and accept it if it is better than the best; returns its error.
+
+        Args:
+            name: of the start of its descent, or of what was added to the best.
+        """
+        error = self._error(name, student)
+        if error < self.best.error:
+            self.accept(ValidatedStudent(student, theta, error))
+        return error
+
+    def accept(self, student: ValidatedStudent) -> None:
+        """Make a student the best."""
+        self.best = student
+        self.progress.know(sigmas=student.student.sigmas.tolist())
+
+    def _error(self, name: str, student: Discretization) -> float:
+        error = self.objective.error(student, self.samples)
+        self.history.append(ValidationEntry(name, self.progress.calls, finite(error)))
+        self.progress.know(history=list(self.history))
+        return error
