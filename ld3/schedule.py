@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .parameters import check_sigmas
-from .tracing import SolverTable
+from .table import SolverTable
 
 FORMAT_VERSION = 2  # 2: extras, such as decoupled times
 EXTENSION = ".safetensors"
