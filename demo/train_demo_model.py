@@ -90,7 +90,7 @@ def timestep_distribution(sigmas: torch.Tensor) -> torch.Tensor:
 
 
 class Trainer:
-    """The network, its word table, their running average and the optimiser."""
+    """The network, its word table, their running average and the optimizer."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -156,7 +156,7 @@ class Trainer:
         return self.pixels[pick], tokens, timestep, noise
 
     def train_step(self) -> torch.Tensor:
-        """One optimiser step; returns the weighted loss."""
+        """One optimizer step; returns the weighted loss."""
         x0, tokens, timestep, noise = self.batch()
         sigma = self.sigmas[timestep][:, None, None, None]
         x = (x0 + sigma * noise) / (sigma**2 + 1).sqrt()

@@ -3,7 +3,7 @@
     LPIPS(x, y) = sum_l mean_hw sum_c w_lc (f_l(x) - f_l(y))^2 = |F(x) - F(y)|^2
     F(x) = all sqrt(w_lc / (H_l W_l)) f_l(x), f_l: layer l's output, normalised at each pixel
 
-So F(student) - F(teacher) is a residual like a difference of latents, for both optimisers.
+So F(student) - F(teacher) is a residual like a difference of latents, for both optimizers.
 """
 
 from __future__ import annotations

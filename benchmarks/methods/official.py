@@ -1,4 +1,4 @@
-"""LD3's published training loop, re-implemented: the comparison for this pack's own optimisers.
+"""LD3's published training loop, re-implemented: the comparison for this pack's own optimizers.
 
 It follows the paper (Tong et al. 2024, arXiv 2405.15506) and, for what the paper leaves open, its
 public code (vinhsuhi/LD3: constants of configs/cifar10.yml, order of operations in trainer.py).

@@ -1,4 +1,4 @@
-"""Peak bytes of activations against the number of steps, for sampling and both optimisers.
+"""Peak bytes of activations against the number of steps, for sampling and both optimizers.
 
 Counted are the bytes of tensors alive at once that were created since the start (see
 `measures.peak_bytes`). Weights and noises are created before, so they are not counted.
@@ -46,7 +46,7 @@ TEACHER_CALLS = 20
 def work_of(
     mode: str, model: Model, parameters: SolverParameters, samples: TeacherSamples
 ) -> Callable[[], Any]:
-    """One batch's work in a mode at evenly spaced levels: sampling, or one step of an optimiser."""
+    """One batch's work in a mode at evenly spaced levels: sampling, or one step of an optimizer."""
     theta = parameters.levels.even(parameters.steps)
     objective = Objective(model, Distance("pseudo-huber", 0.1), data_std=1.0)
     if mode == "sampling":

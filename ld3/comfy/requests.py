@@ -85,7 +85,7 @@ class TrainingRequest:
 
     @property
     def gradient(self) -> GradientSettings | None:
-        """The constants of the gradient optimiser; None for Gauss-Newton."""
+        """The constants of the gradient optimizer; None for Gauss-Newton."""
         preset = OPTIMIZERS[self.optimizer]
         if preset is None:
             return None

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 PANELS = {
     "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
-    "noises": "training noises (+d: decoupled times, +s: full solver)",
-    "states": "states: matched to the teacher (held) or free (+d, +s as above)",
+    "noises": "training noises (+d: decoupled, +s: full solver)",
+    "states": "states matched to the teacher trajectory, or not",
     "teacher steps": "steps of the teacher, for a student of n",
     "distance": "distance, Gauss-Newton (hollow: LPIPS, not RMSE)",
-    "extras": "optimiser and decoupled times",
+    "extras": "optimizer and decoupled times",
 }
 WIDE = "teacher steps"  # with guidance a teacher of few steps can fail
 UNORDERED = ("distance", "extras", "states")
@@ -46,9 +46,10 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
                 points = _relative(own, settings, measure, yardstick[problem])
                 _points(axis, points, settings, shift, style | filling)
         labels = [re.sub(r"(?=\+[a-z])| (?=\()|(?<=-)(?=caption)", "\n", s) for s in settings]
+        labels = [re.sub("^held", "matched", re.sub("^free", "not", label)) for label in labels]
         axis.set_xticks(range(len(settings)), labels, fontsize=9 if len(labels) < 10 else 7)
         axis.axhline(1, color="0.3", lw=1)
-        axis.set(title=title, ylabel="held-out error / best of nine")
+        axis.set(title=title, ylabel="test error / best of nine")
         if ablation == WIDE:
             axis.set_yscale("log")
         else:

@@ -4,7 +4,7 @@
   start noise; "paper" is the published default 0.001 d / NFE^2, 0 is hard.
 - distance: latent distances, with Gauss-Newton; on the demo model also LPIPS, with a network
   trained here on its data (`measures.caption_network`), not with LPIPS' own.
-- extras: both optimisers, with and without decoupled times.
+- extras: both optimizers, with and without decoupled times.
 - noises: number of Gauss-Newton's training noises (there are as many validation noises, at least
   16); "+d" with decoupled times, "+s" with the full solver.
 - states: matched to the teacher trajectory ("held", the default) or unconstrained ("free"); "+d",

@@ -41,7 +41,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
             axis.plot(place, error, marker, color=colour, label=label, markersize=9)
         axis.set(xscale="log", yscale="log", title=model, xlabel="model and teacher calls")
         axis.grid(which="both", alpha=0.25)
-    axes[0].set_ylabel("held-out error / karras's")
+    axes[0].set_ylabel("test error / karras's")
     handles = {h.get_label(): h for axis in axes for h in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=3)
     return figure

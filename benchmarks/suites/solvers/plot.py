@@ -47,7 +47,7 @@ def _by_sampler(axis: Any, rows: list[dict[str, Any]]) -> None:
                 axis.errorbar(x, mean, reach, marker="o", ms=4, capsize=2, color=COLOURS[model])
         axis.plot([], [], marker="o", color=COLOURS[model], label=model)
     axis.set_xticks(range(len(samplers)), samplers)
-    axis.set(title="D-ODE on standard schedules", ylabel="held-out error / without", ylim=(0, None))
+    axis.set(title="D-ODE on standard schedules", ylabel="test error / without", ylim=(0, None))
     if models:
         axis.legend(frameon=False)
 
@@ -87,5 +87,5 @@ def _by_calls_of_learning(axis: Any, rows: list[dict[str, Any]]) -> None:
     for extras, marker in markers.items():
         axis.plot([], [], marker, color="0.3", label=extras)
     axis.set(title="learned", xlabel="model and teacher calls", xscale="log", ylim=(0, None))
-    axis.set_ylabel("held-out error / learned steps alone")
+    axis.set_ylabel("test error / time steps only")
     axis.legend(frameon=False)

@@ -49,7 +49,7 @@ def _curve(axis: Any, points: dict[Any, tuple[float, float, float]], **style: An
 
 
 def _optimizers(rows: Rows) -> list[tuple[str, Rows, str]]:
-    """Label, rows and colour of each optimiser and radius."""
+    """Label, rows and colour of each optimizer and radius."""
     keys = list(dict.fromkeys((row["method"], row["radius"]) for row in rows))
     found = []
     for (method, radius), colour in zip(keys, COLOURS, strict=False):
@@ -65,7 +65,7 @@ def _convergence(axis: Any, rows: Rows) -> None:
         _curve(axis, by(part, "model_calls"), label=label, color=colour)
     axis.set(
         xlabel="model calls",
-        ylabel="held-out error",
+        ylabel="test error",
         title="Convergence on a mixture in 1-D (dpmpp_2m, 4 steps)",
     )
     axis.set_xscale("symlog", linthresh=80)
@@ -97,8 +97,8 @@ def _loss(axis: Any, rows: Rows) -> None:
             axis.plot(
                 list(points), [p[0] for p in points.values()], ls=line, color=colour, label=name
             )
-    axis.plot([], [], "k-", label="held out")
-    axis.plot([], [], "k--", label="training, from perturbed noises")
+    axis.plot([], [], "k-", label="test noises")
+    axis.plot([], [], "k--", label="training noises, perturbed")
     axis.set(
         xlabel="update",
         ylabel="error (RMSE to the teacher)",
@@ -129,6 +129,6 @@ def _stress(axis: Any, rows: Rows) -> None:
             )
     axis.set_xticks(range(len(runs)), [f"{sampler}\n{steps} steps" for sampler, steps in runs])
     axis.axhline(1, color="0.3", lw=1)
-    axis.set(ylabel="held-out error / best of nine", title="24 modes with Student t tails")
+    axis.set(ylabel="test error / best of nine", title="24 modes with Student t tails")
     axis.margins(y=0.2)
     axis.legend(fontsize=9, frameon=False, loc="upper center", ncols=2)
