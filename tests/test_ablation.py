@@ -144,6 +144,7 @@ def test_every_cell_is_named_once_and_distances_of_the_demo_model_are_there() ->
     assert {c["cfg"] for c in demo} == {1.0}
 
 
+@pytest.mark.slow
 def test_rows_of_exact_problems_have_no_lpips() -> None:
     row = ablation.row(**next(iter(ablation.cells())))
     assert set(ablation.KEYS) | set(ablation.COLUMNS) <= set(row)

@@ -73,6 +73,7 @@ def test_imports_point_from_nodes_to_comfy_layer_to_core() -> None:
                 assert not module.startswith("nodes"), f"{inside} imports {module}"
 
 
+@pytest.mark.slow
 def test_core_imports_without_comfyui() -> None:
     """`ld3` is usable, and testable, on a machine that has no ComfyUI."""
     modules = [

@@ -137,6 +137,7 @@ def test_denoiser_batches_do_not_mix(model: comfy.model_patcher.ModelPatcher) ->
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.5, 2.0, 14.0])
 def test_demo_model_denoises_better_than_the_mean(
     model: comfy.model_patcher.ModelPatcher, sigma: float

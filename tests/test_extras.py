@@ -221,6 +221,7 @@ def euler_sigmas(demo_inputs: dict[str, Any]) -> Tensor:
     return core_samplers.scheduler_sigmas(demo_inputs["model"], "euler", "karras", 4, 1.0)
 
 
+@pytest.mark.slow
 def test_any_sigmas_and_sampler_can_be_distilled(
     distill: Any, sample: Any, demo_inputs: dict[str, Any], pack_nodes: dict[str, type]
 ) -> None:
@@ -260,6 +261,7 @@ def test_the_first_part_of_a_split_sampling_can_be_distilled(
     assert torch.isfinite(custom(demo_inputs, sampler, found)).all()
 
 
+@pytest.mark.slow
 def test_distilled_sigmas_that_start_low_are_not_stretched(
     distill: Any, sample: Any, demo_inputs: dict[str, Any]
 ) -> None:
@@ -497,6 +499,7 @@ def test_a_missing_lpips_network_is_named_and_nothing_is_saved(
     assert set(ld3_folder.iterdir()) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "parts"),
     [

@@ -410,6 +410,7 @@ def test_secants_over_time_agree_with_the_differences_of_gauss_newton(
     assert torch.cosine_similarity(claimed, measured, dim=0) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["demo", "flow", "flux", "controlnet", "hooks"])
 def test_the_check_accepts_right_gradients(case: str, flow_model: Any) -> None:
     if case in ("demo", "flow"):

@@ -118,6 +118,7 @@ def test_the_squared_distance_of_features_is_lpips(net: str) -> None:
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_distance_of_videos_is_the_mean_over_their_frames() -> None:
     features = lpips_features("alex")
     one, other = (random_tensor(2, 3, 5, 32, 32, seed=s, uniform=True) for s in (1, 2))
@@ -128,6 +129,7 @@ def test_distance_of_videos_is_the_mean_over_their_frames() -> None:
     torch.testing.assert_close(whole, frames.mean(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", LEAST_SIZE)
 def test_least_size_is_the_smallest_that_the_network_accepts(net: str) -> None:
     features, least = lpips_features(net), LEAST_SIZE[net]

@@ -63,6 +63,7 @@ def nox(project: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_environment_is_reused_until_its_requirements_change(project: Path) -> None:
     def install(requirement: str) -> bool:
         status, printed = nox(project, "-f", "small.py", "-s", "small", "--", requirement)

@@ -98,6 +98,7 @@ def test_equal_reports_give_equal_pictures() -> None:
     assert np.array_equal(report_picture(finished(), "title"), report_picture(finished(), "title"))
 
 
+@pytest.mark.slow
 def test_pictures_need_no_pyplot_whose_state_is_global() -> None:
     program = (
         "import sys; from ld3.plots import report_picture; "

@@ -285,6 +285,7 @@ def test_the_digits_classifier_recognises_noisy_digits(
     assert float((probabilities.argmax(1) == labels).double().mean()) > 0.98
 
 
+@pytest.mark.slow
 def test_inception_score_prefers_digits_to_blurs_and_noise(
     classify: Callable[[Tensor], Tensor],
 ) -> None:

@@ -165,6 +165,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert results[0].report == results[1].report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", LATENT_DISTANCES)
 def test_every_distance_learns(distance: str) -> None:
     given = problem("gmm16")

@@ -93,7 +93,7 @@ def run(
         guider: any GUIDER.
         latents: (batch, *latent); ComfyUI reserves memory for such a batch, which is also the
             task's batch size.
-        sigmas: (N+1,) the noise levels that patches are told of before the first rollout.
+        sigmas: (N+1,) the noise levels that patches receive before the first rollout.
     """
     sampler = _TaskSampler(task)
     guider.sample(torch.zeros_like(latents), latents, sampler, sigmas, disable_pbar=True, seed=seed)
