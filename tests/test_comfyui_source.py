@@ -88,6 +88,7 @@ def test_second_fetch_downloads_nothing(index: Path, tmp_path: Path) -> None:
     assert fetch("9.0.0", cache=tmp_path / "cache", release=release, python="no-python") == first
 
 
+@pytest.mark.slow
 def test_damaged_tree_is_fetched_again(index: Path, tmp_path: Path) -> None:
     release = make_archive(index)
     folder = fetch("9.0.0", cache=tmp_path / "cache", release=release)

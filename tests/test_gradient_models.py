@@ -172,6 +172,7 @@ def check(guided: GuidedRun) -> None:
     check_gradient(guided, noise, latent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 @pytest.mark.parametrize("case", ["plain", "controlnet", "freeu", "hooks"])
 def test_gradients_of_a_unet_agree_with_differences(case: str, cfg: float) -> None:
@@ -400,6 +401,7 @@ def time_gradients(guided: GuidedRun) -> tuple[Tensor, Tensor]:
     return torch.cat(claimed), torch.cat(measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [False, True])
 def test_secants_over_time_agree_with_the_differences_of_gauss_newton(
     flow: bool, flow_model: Any

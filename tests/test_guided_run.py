@@ -149,6 +149,7 @@ ENDINGS: dict[str, tuple[type[BaseException] | None, Callable[[GuidedRun], None]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GUIDERS)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_task_that_ends_or_fails_leaves_guider_and_model_unchanged(

@@ -128,6 +128,7 @@ def test_a_lambda_is_the_best_there_is_for_the_next_state() -> None:
     assert error(best) < 1.0001 * min(error(best + step) for step in (-0.02, -0.005, 0.005, 0.02))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["euler", "ipndm", "deis", "dpmpp_2m", "heun", "dpm_2"])
 def test_distilling_improves_unseen_samples_at_twelve_calls_per_call(sampler: str) -> None:
     model = digits()
