@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from ..ld3.comfy.distilling_job import DistillResult
 from ..ld3.comfy.training_job import TrainingResult
+from ..ld3.schedule import ScheduleInfo
 from ..ld3.table import Extra
 from ..ld3.training.report import Report
 
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples are visibly alike
 OVERFITTED = 0.5  # training error over test error, below which the noises were overfitted
+POOR_FLOW_SCHEDULERS = ("karras", "exponential")  # docs/benchmarks.md, "Which teacher"
 
 
 def training_summary(result: TrainingResult) -> str:
@@ -30,9 +32,19 @@ def training_summary(result: TrainingResult) -> str:
     return "; ".join(parts)
 
 
-def training_warnings(report: Report) -> list[str]:
+def training_warnings(info: ScheduleInfo) -> list[str]:
     """What a user should know before relying on the result."""
-    found, learned, trained = [], report.test_error, report.training_error
+    report, found = Report.from_json(info.report), []
+    learned, trained, scheduler = (
+        report.test_error,
+        report.training_error,
+        info.teacher["scheduler"],
+    )
+    if info.prediction_type == "flow" and scheduler in POOR_FLOW_SCHEDULERS:
+        found.append(
+            f"teacher_scheduler is {scheduler}: with many flow models its samples are far from the "
+            "exact ones, and so are those of a schedule learned from them; use simple or beta"
+        )
     standard = _best_standard(report)
     if standard and learned is not None and standard[1] < learned:
         found.append(

@@ -286,7 +286,7 @@ class LD3TrainSchedule(io.ComfyNode):
             inputs = GraphInputs(model, positive, negative, latent_image, vae)
             result = train_schedule(inputs, request, name, retrain)
         schedule, summary = result.schedule, training_summary(result)
-        announce(cls, "LD3 Train Schedule", summary, training_warnings(result.report))
+        announce(cls, "LD3 Train Schedule", summary, training_warnings(schedule.info))
         picture = torch.from_numpy(report_picture(result.report, summary)).float()[None] / 255
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(

@@ -26,9 +26,9 @@ from ld3.comfy.executor import TableSampler
 from ld3.comfy.guided_run import cfg_guider
 from ld3.comfy.sampling import schedule_sampler
 from ld3.schedule import Schedule, ScheduleInfo, load, save
-from ld3.training.report import Report
 
 SIZE = 8
+GOOD, FLOW = {"spread": 0.95, "heldout_error": 0.0}, {"prediction_type": "flow"}
 TINY = {
     "sampler_name": "euler", "steps": 3, "cfg": 1.0, "name": "extras", "seed": 0,
     "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 12,
@@ -506,14 +506,20 @@ def test_a_missing_lpips_network_is_named_and_nothing_is_saved(
         ({"spread": 0.8, "heldout_error": 0.0}, ["80%", "Use more steps"]),
         ({"spread": 0.95, "heldout_error": 1e9}, ["closer", "1e+09", "training_noises"]),
         ({"spread": 0.95, "heldout_error": 2e-9, "training_error": 1e-10}, ["overfitted", "1e-10"]),
-        ({"spread": 0.95, "heldout_error": 0.0}, []),
+        (GOOD, []),
+        (GOOD | FLOW | {"teacher": {"scheduler": "karras"}}, ["karras", "simple or beta"]),
+        (GOOD | FLOW | {"teacher": {"scheduler": "beta"}}, []),
+        (GOOD | {"teacher": {"scheduler": "karras"}}, []),
     ],
 )
 def test_poor_results_have_warnings(
-    changed: dict[str, float], parts: list[str], train: Any, pack: ModuleType
+    changed: dict[str, Any], parts: list[str], train: Any, pack: ModuleType
 ) -> None:
+    changed = dict(changed)
     messages = sys.modules[f"{pack.__name__}.nodes.messages"]
-    schedule = train(learn="time steps", name="plain", iterations=1)[2]
-    warnings = messages.training_warnings(Report.from_json(schedule.info.report | changed))
+    info = train(learn="time steps", name="plain", iterations=1)[2].info
+    kind = {key: changed.pop(key) for key in ("prediction_type", "teacher") if key in changed}
+    info = replace(info, report=info.report | changed, **kind)
+    warnings = messages.training_warnings(info)
     assert all(part in " ".join(warnings) for part in parts)
     assert bool(warnings) == bool(parts)

@@ -77,16 +77,21 @@ def digits_components(std: float = 0.15) -> Components:
 
 def gmm16(flow: bool = False) -> Model:
     """A mixture of 40 components of very different sizes in 16 dimensions, shape (16,)."""
-    denoise = mixture_denoiser(*gmm16_components(), flow)
     if flow:
-        return Model(
-            denoise,
-            LOGIT_SIGMA,
-            sigma_min=0.001,
-            sigma_max=1.0,
-            scale_noise=lambda noise, latent, sigma: sigma * noise + (1 - sigma) * latent,
-        )
+        return flow_model(gmm16_components(), sigma_min=0.001)
+    denoise = mixture_denoiser(*gmm16_components())
     return Model(denoise, LOG_SIGMA, sigma_min=0.03, sigma_max=80.0)
+
+
+def flow_model(components: Components, sigma_min: float) -> Model:
+    """A mixture as a flow model: states are (1 - sigma) x0 + sigma noise."""
+    return Model(
+        mixture_denoiser(*components, flow=True),
+        LOGIT_SIGMA,
+        sigma_min=sigma_min,
+        sigma_max=1.0,
+        scale_noise=lambda noise, latent, sigma: sigma * noise + (1 - sigma) * latent,
+    )
 
 
 def gmm16_components() -> Components:
