@@ -35,11 +35,8 @@ def training_summary(result: TrainingResult) -> str:
 def training_warnings(info: ScheduleInfo) -> list[str]:
     """What a user should know before relying on the result."""
     report, found = Report.from_json(info.report), []
-    learned, trained, scheduler = (
-        report.test_error,
-        report.training_error,
-        info.teacher["scheduler"],
-    )
+    learned, trained = report.test_error, report.training_error
+    scheduler = info.teacher.get("scheduler")
     if info.prediction_type == "flow" and scheduler in POOR_FLOW_SCHEDULERS:
         found.append(
             f"teacher_scheduler is {scheduler}: with many flow models its samples are far from the "
