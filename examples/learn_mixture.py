@@ -1,4 +1,4 @@
-"""Learn four Euler steps for a Gaussian mixture with `ld3` alone: python examples/learn_mixture.py
+"""Learn a 4-step solver for a Gaussian mixture with `ld3` alone: python examples/learn_mixture.py
 
 The mixture's denoiser is known exactly, so no network and no ComfyUI are needed.
 """
@@ -16,7 +16,7 @@ from ld3.parameters import LOG_SIGMA
 from ld3.plots import report_picture
 from ld3.tracing import TracedSampler
 from ld3.training.settings import TrainingSettings
-from ld3.training.train import TrainingTask, train
+from ld3.training.train import TrainingProblem, train
 
 MEANS, STD = torch.tensor([[-4.0, 0.0], [3.0, 2.0], [2.0, -3.0]]), 0.5
 
@@ -43,7 +43,7 @@ def karras(steps: int) -> torch.Tensor:
 def main(picture: Path = Path("output/learn_mixture.png")) -> None:
     """Learn, print the noise levels and errors, and save the report's picture."""
     model, sampler = Model(denoise, LOG_SIGMA, 0.02, 20.0, batch_size=64), TracedSampler(euler)
-    task = TrainingTask(
+    task = TrainingProblem(
         model, sampler, sampler.discretization(karras(100)), 20.0, baselines={"karras": karras(4)}
     )
     settings = TrainingSettings(steps=4, validation_noises=64, decoupled=True, order=1)
@@ -53,7 +53,9 @@ def main(picture: Path = Path("output/learn_mixture.png")) -> None:
     print(f"error of karras {report.baselines['karras'].test_error:.4f}")
     print(f"error of the learned solver {report.test_error:.4f}")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(report_picture(report, "four steps of Euler")).save(picture)
+    Image.fromarray(
+        report_picture(report, "Euler in 4 steps, with decoupled times and corrected coefficients")
+    ).save(picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is learned of a few-step sampler, as one vector.
+"""What descents learn of a few-step sampler, as one vector.
 
     theta = [ u_1 .. u_{N-1} | d_1 .. d_{M-1} | c_1 .. c_K ]
 
@@ -27,7 +27,7 @@ from .parameters import StepParameters
 from .table import Discretization, Extra
 from .tracing import TracedSampler
 
-LARGEST_OFFSET = 1.0  # in u: further away the network answers another question
+LARGEST_OFFSET = 1.0  # in u: further away the denoised output is that of another level
 LARGEST_CORRECTION = 2.0
 
 
@@ -94,7 +94,7 @@ class SolverParameters:
         return torch.cat([theta, theta.new_zeros(self.size - len(theta))])
 
     def discretization(self, theta: Tensor) -> Discretization:
-        """The way to sample that theta stands for."""
+        """The solver with the parameters theta."""
         solver = self.sampler.discretization(self.levels.sigmas(theta[: self.free_levels]))
         if self.size == self.free_levels:
             return solver
@@ -138,7 +138,7 @@ class SolverParameters:
         return stepped
 
     def perturbed(self, theta: Tensor, k: int, h: float) -> tuple[float, Discretization]:
-        """The difference really made to entry k, about h, and the discretization with it."""
+        """Entry k changed by about h: the exact change after rounding, and the solver."""
         perturbed = theta.clone()
         if k >= self.free_levels:
             h = h if float(theta[k]) <= 0 else -h

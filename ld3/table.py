@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Extra(str, Enum):
-    """What a table can hold beyond the sampler's own coefficients at its noise levels."""
+    """What a table can contain beyond the sampler's own coefficients at its noise levels."""
 
     DECOUPLED_TIMES = "decoupled times"
     SOLVER_CORRECTIONS = "solver corrections"

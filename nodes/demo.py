@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..demo import demo_model
 from .types import show
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 CATEGORY = "LD3/demo"
 
 
@@ -96,6 +96,6 @@ class LD3DemoPrompt(io.ComfyNode):
             show(cls, "All words known")
             return io.NodeOutput(conditioning)
         message = f"Words the demo model does not know: {', '.join(unknown)}"
-        log.warning("LD3 Demo Prompt: %s (text: %r)", message, text)
+        logger.warning("LD3 Demo Prompt: %s (text: %r)", message, text)
         show(cls, message)
         return io.NodeOutput(conditioning, ui=ui.PreviewText(message))

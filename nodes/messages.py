@@ -39,8 +39,8 @@ def training_warnings(info: ScheduleInfo) -> list[str]:
     scheduler = info.teacher.get("scheduler")
     if info.prediction_type == "flow" and scheduler in POOR_FLOW_SCHEDULERS:
         found.append(
-            f"teacher_scheduler is {scheduler}: with many flow models its samples are far from the "
-            "exact ones, and so are those of a schedule learned from them; use simple or beta"
+            f"teacher_scheduler is {scheduler}: for many flow models its samples have large "
+            "errors, and the schedule learns to reproduce them; use simple or beta"
         )
     standard = _best_standard(report)
     if standard and learned is not None and standard[1] < learned:
@@ -76,7 +76,8 @@ def distilling_summary(result: DistillResult) -> str:
     start = f"{result.path.name}: {info.steps} steps of {info.sampler}"
     if Extra.D_ODE not in info.extras:
         return f"{start}; D-ODE does not reduce the error: the original sampler is returned"
+    plain = "not finite" if report["plain_error"] is None else f"{report['plain_error']:.4g}"
     return (
         f"{start} with {', '.join(info.extras)}; error to the teacher {report['error']:.4g}, "
-        f"without D-ODE {report['plain_error']:.4g} (validation noises)"
+        f"without D-ODE {plain} (validation noises)"
     )

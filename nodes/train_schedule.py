@@ -163,7 +163,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     max=200,
                     advanced=True,
                     tooltip="Optimization iterations of the best of three starts; the others run a "
-                    "third of them. If more than time steps is learned, the best of six starts "
+                    "third of them. With decoupled times or the full solver the best of six starts "
                     "runs 1.6 times as many. With gradient (Adam): passes over the training "
                     "noises. Time is proportional to it. Typical: 12.",
                 ),
@@ -201,7 +201,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     "learn",
                     options=list(LEARN),
                     default=STEPS,
-                    optional=True,  # as all below: API workflows made before them lack them
+                    optional=True,  # like all below: older API workflows lack them
                     tooltip="What to learn. Time steps: noise levels only, as SIGMAS for any "
                     "sampler node. Decoupled times: also the noise level at which the network is "
                     "evaluated in each call; a tenth to a half less error. D-ODE: also one number "
@@ -266,7 +266,7 @@ class LD3TrainSchedule(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, retrain: bool, **inputs) -> float | str:
-        # NaN equals nothing, itself included: with retrain on ComfyUI's cache answers no Run
+        # NaN is not equal to itself: with retrain on, ComfyUI never uses its cached result
         return float("nan") if retrain else ""
 
     @classmethod

@@ -25,7 +25,7 @@ from ld3.tracing import TracedSampler
 from ld3.training.gauss_newton import GaussNewtonSettings
 from ld3.training.report import Progress
 from ld3.training.settings import TrainingSettings
-from ld3.training.train import Learned, TrainingTask, train
+from ld3.training.train import Learned, TrainingProblem, train
 
 __all__ = ["digits", "gmm16", "karras", "mixture_denoiser"]
 
@@ -102,13 +102,13 @@ def parameters_of(
 
 def training_task(
     given: Problem, settings: TrainingSettings = SETTINGS, sampler: str = "dpmpp_2m", **changes: Any
-) -> TrainingTask:
+) -> TrainingProblem:
     """A student of this sampler and all standard schedules, with a teacher of 24 steps.
 
     Args:
         changes: of the task's attributes.
     """
-    task = TrainingTask(
+    task = TrainingProblem(
         given.model,
         sampler_of(given.model, sampler),
         scheduled(given.model, "dpmpp_2m", 24, "beta"),

@@ -16,7 +16,7 @@ from ld3.parameters import check_sigmas
 from ld3.table import rollout
 from ld3.training.gradient.gradient_settings import ADAM, PAPER, GradientSettings
 from ld3.training.report import Progress, Report
-from ld3.training.train import TrainingTask, train
+from ld3.training.train import TrainingProblem, train
 
 from .exact_problems import (
     SETTINGS,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 HARD = replace(ADAM, radius=0.0)
 
 
-def measured_error(task: TrainingTask, sigmas: Tensor, noise: Tensor) -> float:
+def measured_error(task: TrainingProblem, sigmas: Tensor, noise: Tensor) -> float:
     """Mean RMSE of the task's sampler at these sigmas to the teacher, from scratch."""
     model = task.model
     x = model.scale_noise(noise, torch.zeros_like(noise), float(sigmas[0]))
@@ -213,7 +213,7 @@ def test_the_end_of_the_first_part_of_a_split_sampling_is_kept() -> None:
     teacher = whole.new_tensor([80.0, 40, 30, 20, 15, 12, 10, 9, 8, 7])
     teacher = torch.cat([teacher[teacher > end], torch.tensor([end])])
     sampler = sampler_of(given.model, "euler")
-    task = TrainingTask(
+    task = TrainingProblem(
         given.model, sampler, sampler.discretization(teacher), 80.0, {"karras": whole[:4]}, end
     )
     sigmas = train(task, SMALL, *noises(given, SMALL)).solver.sigmas
@@ -237,7 +237,7 @@ def test_a_teacher_without_more_steps_than_the_student_is_refused() -> None:
     given = problem("gmm16")
     sampler = sampler_of(given.model, "euler")
     teacher = sampler.discretization(standard_schedules(given.sampling, 3)["karras"])
-    task = TrainingTask(given.model, sampler, teacher, 80.0)
+    task = TrainingProblem(given.model, sampler, teacher, 80.0)
     with pytest.raises(ValueError, match="teacher_steps is 3 and steps 3"):
         train(task, SMALL, *noises(given, SMALL))
 

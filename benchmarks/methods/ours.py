@@ -19,7 +19,7 @@ from ld3.training.gauss_newton import GaussNewton
 from ld3.training.gradient.descent import GradientDescent
 from ld3.training.gradient.gradient_settings import ADAM
 from ld3.training.settings import TrainingSettings
-from ld3.training.train import Learned, TrainingTask, train
+from ld3.training.train import Learned, TrainingProblem, train
 from ld3.training.validation import Objective
 
 from .trial import Result, Trial
@@ -55,7 +55,7 @@ def learn(trial: Trial, teacher: Discretization | None = None, **changes: Any) -
             **changes,
         }
     )
-    task = TrainingTask(
+    task = TrainingProblem(
         live.model,
         live.traced(trial.sampler),
         teacher or live.teacher,

@@ -5,8 +5,8 @@ core's sampler and with the SAMPLER of a schedule whose table contains every ext
 corrected coefficients and an output mix, so that it has all the nonzero entries of a learned table.
 Both receive the same noise and sigmas. They alternate as A B B A, so that a machine that becomes
 slower or faster favours neither; `ratio` is the median over such blocks of B's time over A's, and
-`ms_a_call` the median difference per model call. The cost of the sampler itself does not grow with
-the model: on a larger one the ratio is closer to 1.
+`ms_per_call` the median difference per model call. The cost of the sampler itself does not grow
+with the model: on a larger one the ratio is closer to 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLUMNS = {
     "core_seconds": 12,
     "table_seconds": 13,
     "ratio": 6,
-    "ms_a_call": 9,
+    "ms_per_call": 9,
 }
 SAMPLERS, BLOCKS = ("dpmpp_2m", "ipndm", "euler"), {4: 12, 8: 8}
 BATCH, PROMPT = 4, "grinning face"
@@ -80,7 +80,7 @@ def row(sampler: str, steps: int) -> dict[str, Any]:
         "core_seconds": statistics.median(a for a, _ in blocks),
         "table_seconds": statistics.median(b for _, b in blocks),
         "ratio": statistics.median(b / a for a, b in blocks),
-        "ms_a_call": 1000 * statistics.median(b - a for a, b in blocks) / table.model_calls,
+        "ms_per_call": 1000 * statistics.median(b - a for a, b in blocks) / table.model_calls,
         "ratios": [b / a for a, b in blocks],
     }
 

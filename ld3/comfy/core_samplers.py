@@ -88,7 +88,7 @@ def traced_sampler(sampler: Any, model_sampling: Any, model_wrap: Any = None) ->
 
 
 def widget_sampler(widget: str, sampler: Any, sigmas: Tensor, model_wrap: Any) -> TracedSampler:
-    """The SAMPLER, given itself or by name; ValueError names the widget if it has no table."""
+    """Trace a SAMPLER or the sampler of a name; ValueError names the widget if it has no table."""
     sampling = model_wrap.inner_model.model_sampling
     name = sampler if isinstance(sampler, str) else sampler_label(sampler)
     sampler = sampler_object(name) if isinstance(sampler, str) else sampler

@@ -18,7 +18,7 @@ from ..table import rollout
 from . import core_samplers
 
 SAME_LEVEL = 1e-4  # relative: nodes may compute with sigmas in float32
-LOWERED_END = 0.001  # what uni_pc makes of a last 0
+LOWERED_END = 0.001  # uni_pc replaces a last 0 by this
 
 
 class TableSampler(comfy.samplers.KSAMPLER):

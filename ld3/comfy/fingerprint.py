@@ -1,4 +1,4 @@
-"""Hashes that tell which model a schedule was learned for, and whether a training was done."""
+"""Hashes that identify a schedule's model, and identical trainings."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ BACKBONES = {  # torchvision's files without extension, and their megabytes
 def check_image_distance(name: str, vae: Any) -> None:
     """Raise ValueError if an image distance lacks its VAE or its network; loads nothing."""
     if name not in IMAGE_DISTANCES:
-        raise ValueError(f"distance {name!r} compares no images; choose one of {IMAGE_DISTANCES}")
+        choices = ", ".join(IMAGE_DISTANCES)
+        raise ValueError(f"distance {name!r} compares no images; choose one of {choices}")
     if vae is None:
         raise ValueError(
             f"distance {name!r} compares images, so it needs a VAE: connect vae, or choose a "

@@ -33,9 +33,7 @@ def check_conditioning(name: str, conditioning: list[Any]) -> None:
     """Refuse several prompts or images in one batch: ComfyUI pairs them with positions in a batch.
 
     A noise's position changes during training, and with it the prompt it would be sampled with.
-
-    Raises:
-        ValueError: a conditioning holds a batch; `name` is its input.
+    ValueError if a conditioning contains a batch; `name` is its input.
     """
     for tensor, options in conditioning:
         batched = [tensor, options.get("concat_latent_image")]

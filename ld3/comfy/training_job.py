@@ -18,7 +18,7 @@ from ..schedule import Schedule, ScheduleInfo, check_name
 from ..teacher import TargetStore
 from ..training.report import Report
 from ..training.settings import TrainingSettings
-from ..training.train import Learned, TrainingTask, train
+from ..training.train import Learned, TrainingProblem, train
 from . import core_samplers, fingerprint, folders
 from .gradient.differentiable_model import differentiable_run, normal_tensors
 from .gradient.gradient_check import check_gradient
@@ -70,7 +70,10 @@ def train_schedule(
     started = time.monotonic()
     teacher_sigmas = _teacher_sigmas(inputs.model, request)
     store = TargetStore(folders.target_folder(), job.key(request.teacher_facts()))
-    training = _Training(job, request, settings, teacher_sigmas, vae, store)
+    baselines = core_samplers.standard_schedules(
+        inputs.model, request.sampler_name, request.steps, request.denoise
+    )
+    training = _Training(job, request, settings, teacher_sigmas, baselines, vae, store)
     learned = job.run(training.run, teacher_sigmas, request.batch_size, request.seed)
     solver = learned.solver
     info = ScheduleInfo(
@@ -121,6 +124,7 @@ class _Training:
     request: TrainingRequest
     settings: TrainingSettings
     teacher_sigmas: Tensor
+    baselines: dict[str, Tensor]
     vae: Any  # for distances between images, else None
     store: TargetStore
 
@@ -138,8 +142,8 @@ class _Training:
             if request.gradient:
                 check_gradient(guided, noises[:1], latents[:1])
             features = self._image_features(guided, latents[:1], stack) if self.vae else None
-            task = self._task(guided, features)
-            return train(task, self.settings, noises, latents, self.store, LiveProgress())
+            problem = self._problem(guided, features)
+            return train(problem, self.settings, noises, latents, self.store, LiveProgress())
 
     def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
         """What the distance compares, with VAE and model loaded side by side."""
@@ -148,7 +152,7 @@ class _Training:
             stack.enter_context(normal_tensors(self.vae.first_stage_model))
         return feature_map(self.request.distance, self.vae, guided.model_wrap, latent)
 
-    def _task(self, guided: GuidedRun, features: Any) -> TrainingTask:
+    def _problem(self, guided: GuidedRun, features: Any) -> TrainingProblem:
         request = self.request
         teacher = core_samplers.widget_sampler(
             "teacher_sampler", request.teacher_sampler, self.teacher_sigmas, guided.model_wrap
@@ -156,15 +160,12 @@ class _Training:
         sampler = core_samplers.widget_sampler(
             "sampler_name", request.sampler_name, self._any_schedule(), guided.model_wrap
         )
-        model = self.job.inputs.model
-        return TrainingTask(
+        return TrainingProblem(
             guided.model,
             sampler,
             teacher.discretization(self.teacher_sigmas),
             self._start_sigma(guided.sampling),
-            core_samplers.standard_schedules(
-                model, request.sampler_name, request.steps, request.denoise
-            ),
+            self.baselines,
             teacher_sampler=teacher,
             image_features=features,
         )

@@ -140,7 +140,7 @@ def rank_candidates(
     objective: Objective,
     competitors: Competitors,
     training: TeacherSamples,
-    validation: TeacherSamples,
+    validating: TeacherSamples,
     seed: int,
     progress: ProgressReporter,
 ) -> tuple[list[Start], dict[str, Baseline]]:
@@ -149,7 +149,7 @@ def rank_candidates(
     Raises:
         ValueError: every schedule ends in infinite or undefined values.
     """
-    parameters, few = competitors.parameters, validation[:RANKING_NOISES]
+    parameters, few = competitors.parameters, validating[:RANKING_NOISES]
     known = training[:TRAJECTORIES]
     surrogate = TrajectorySurrogate(
         known.trajectories(parameters.levels.coordinate), subsample(known.target)
@@ -167,7 +167,7 @@ def rank_candidates(
             starts.append(Start(name, parameters.levels.from_sigmas(solver.sigmas), error))
     best = best_baseline(reported, "ranking_error")
     if best is not None:
-        error = objective.error(solvers[best], validation)
+        error = objective.error(solvers[best], validating)
         reported[best] = replace(reported[best], validation_error=finite(error))
     found = surrogate_search(
         surrogate,

@@ -11,7 +11,7 @@ state: with R the teacher's state there minus the student's, and V what lambda_m
 
 summed over a batch of noises in float64, call after call along the student's own corrected
 trajectory, with a teacher that passes through every one of the student's states. No
-backpropagation; about 11 network calls per call of the student and noise.
+backpropagation; about 12 network calls per call of the student and noise.
 """
 
 from __future__ import annotations
@@ -131,8 +131,7 @@ def distill(
     """
     teacher = teacher_sampler.discretization(teacher_sigmas(model, student))
     trained, validated = (
-        _Trajectories(model, student, teacher, samples, on_stage)
-        for samples in (training, validation)
+        _Rollouts(model, student, teacher, samples, on_stage) for samples in (training, validation)
     )
     lambdas = torch.zeros(student.table.model_calls, dtype=torch.float64)
     for m, p in enumerate(previous_calls(student.table)):
@@ -165,13 +164,13 @@ def planned_calls(
     training: int,
     validation: int,
 ) -> int:
-    """Model calls of `distill`, at most, for so many training and validation noises."""
+    """Model calls of `distill`, at most, for these numbers of training and validation noises."""
     teacher = teacher_sampler.table(teacher_sigmas(model, student)).model_calls
     calls = student.table.model_calls
     return training * (teacher + calls) + validation * (teacher + 3 * calls)
 
 
-class _Trajectories:
+class _Rollouts:
     """A set of noises with the student's history so far and the teacher's states."""
 
     def __init__(

@@ -1,16 +1,17 @@
-"""Gauss-Newton on noise levels, without autograd.
+"""Gauss-Newton on theta, without autograd.
 
-A schedule has 2-9 free numbers u. Differences of whole rollouts give the student's Jacobian
+A student has few free numbers theta. Differences of whole rollouts give its Jacobian
 
-    J_i[:, k] = (Phi(u + h e_k; x_i) - Phi(u; x_i)) / h ,
+    J_i[:, k] = (Phi(theta + h e_k; x_i) - Phi(theta; x_i)) / h ,
 
-at N + N(N-1)/2 model calls per noise: calls before the first one that level k changes are shared.
+for N levels of a sampler with one call per step at N + N(N-1)/2 model calls per noise: calls before
+the first one that level k changes are shared.
 The damped, reweighted normal equations (Levenberg 1944, Marquardt 1963; Holland & Welsch 1977)
 
     A = sum_i w_i J_i^T J_i ,  g = sum_i w_i J_i^T r_i ,  step = -(A + mu diag A)^-1 g
 
 are averaged over iterations with fresh noises, so few noises per iteration suffice. Finite
-differences in u are also the better derivative: a network's local derivative in time is mostly
+differences are also the better derivative: a network's local derivative in time is mostly
 ripple of its time embedding.
 """
 
@@ -71,8 +72,8 @@ def normal_equations(
 
     Args:
         difference: h.
-        trajectory_weight: weight of all states together, relative to the result's 1; above 0 the
-            objective needs its `data_std`.
+        trajectory_weight: weight of all states together, relative to the result's 1; not used if
+            the objective has no `data_std`.
     """
     model, distance = objective.model, objective.distance
     a = torch.zeros(len(theta), len(theta), dtype=torch.float64)

@@ -1,8 +1,8 @@
 """The last row of a table in closed form: the best mix of the outputs a sample already cost.
 
-With the residual R = target - X_M and differences of outputs, y ~ X_M + sum_k c_k (D_k - D_last) is
-a weighted ridge least-squares problem in c, solved without model calls beyond the sampling itself.
-The sum of the row's weights does not change, so what all outputs agree on does not change.
+target ~ X_M + sum_k c_k (D_k - D_last) is a weighted ridge least-squares problem in c, solved
+without model calls beyond the sampling itself. The sum of the row's weights does not change, so
+what all outputs agree on does not change.
 """
 
 from __future__ import annotations

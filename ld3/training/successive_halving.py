@@ -107,9 +107,11 @@ def planned_calls(parameters: SolverParameters, settings: TrainingSettings) -> i
     u = parameters.levels.even(parameters.steps)
     validation, total, competing = settings.validation_noises * parameters.calls, 0, 0
     few = min(RANKING_NOISES, settings.validation_noises) * parameters.calls
+    difference, plain = settings.gauss_newton.difference, replace(parameters, order=0)
+    first = calls_per_noise(plain, plain.extended(u), difference)
+    last = calls_per_noise(parameters, parameters.extended(u), difference)
     for descents, iterations, noises in settings.rounds:
-        learned = parameters if descents == 1 else replace(parameters, order=0)
-        cost = calls_per_noise(learned, learned.extended(u), settings.gauss_newton.difference)
+        cost = last if descents == 1 else first
         total += descents * iterations * min(noises, settings.training_noises) * cost
         total += competing * (validation if descents == 1 else few)
         if descents == 1:

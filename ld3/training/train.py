@@ -1,7 +1,6 @@
 """Learn a schedule: teach, rank candidates, descend, add extras, choose, measure.
 
-Each phase returns a value, and the report is built from these values at the end. The events sent
-while it runs decide nothing.
+Phases return values or leave the best student in `Validation`; the report is built at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SPREAD_ELEMENTS = 4096  # per sample, by which spreads are compared
 
 
 @dataclass(frozen=True)
-class TrainingTask:
+class TrainingProblem:
     """The student to learn and the teacher it is learned from.
 
     Attributes:
@@ -67,7 +66,7 @@ class Learned(NamedTuple):
 
 
 def train(
-    task: TrainingTask,
+    problem: TrainingProblem,
     settings: TrainingSettings,
     noise: Tensor,
     latent: Tensor,
@@ -86,14 +85,14 @@ def train(
             samples that are not finite; the text says what to do.
         UnsupportedSampler: the sampler has no table.
     """
-    competitors = _competitors(task, settings)
-    planned = _planned_calls(task, competitors, settings)
-    progress = ProgressReporter(task.model, planned, on_progress)
+    competitors = _competitors(problem, settings)
+    planned = _planned_calls(problem, competitors, settings)
+    progress = ProgressReporter(problem.model, planned, on_progress)
     progress.know(baselines=competitors.as_baselines())
 
-    training, validating, test = _teach(task, settings, noise, latent, store, progress)
+    training, validating, test = _teach(problem, settings, noise, latent, store, progress)
     teacher_calls = progress.calls
-    objective = _objective(task, settings.distance, competitors, training, validating)
+    objective = _objective(problem, settings.distance, competitors, training, validating)
     starts, baselines = rank_candidates(
         objective, competitors, training, validating, settings.seed, progress
     )
@@ -108,7 +107,7 @@ def train(
         successive_halving.descend_by_gauss_newton(
             learned, starts[: settings.starts], training, validation, settings
         )
-    lambdas = _add_extras(task, settings, training, validation)
+    lambdas = _add_extras(problem, settings, training, validation)
     chosen, solver = _choose(validation, baselines, competitors)
     report = Report(
         start=best.name,
@@ -121,40 +120,41 @@ def train(
         ),
         lambdas=lambdas if Extra.D_ODE in solver.extras else [],
         baselines=baselines,
-        history=validation.history,
+        history=list(validation.history),
         teacher_calls=teacher_calls,
         training_calls=progress.calls - teacher_calls,
     )
-    report = _measure(task.model, solver, competitors, test, report, progress)
-    report = replace(report, initial_error=_error(task.model, initial, test))
-    report = replace(report, training_error=_error(task.model, solver, training))
+    report = _measure(problem.model, solver, competitors, test, report, progress)
+    report = replace(report, initial_error=_error(problem.model, initial, test))
+    report = replace(report, training_error=_error(problem.model, solver, training))
     report_calls = progress.calls - teacher_calls - report.training_calls
     progress.stage("done")
     return Learned(solver, replace(report, report_calls=report_calls))
 
 
-def _competitors(task: TrainingTask, settings: TrainingSettings) -> Competitors:
+def _competitors(problem: TrainingProblem, settings: TrainingSettings) -> Competitors:
     """The student's parameters, and the standard schedules that its sampler can run."""
-    model = task.model
-    levels = StepParameters(model.coordinate, task.start_sigma, model.sigma_min, task.end_sigma)
+    model = problem.model
+    start, end = problem.start_sigma, problem.end_sigma
+    levels = StepParameters(model.coordinate, start, model.sigma_min, end)
     if not levels.room_for(settings.steps):
         raise ValueError(
-            f"steps is {settings.steps}; between sigma {task.start_sigma:.4g} and "
+            f"steps is {settings.steps}; between sigma {start:.4g} and "
             f"{levels.floor:.4g} there are not enough distinct noise levels: use fewer steps"
         )
-    settings.check(task.teacher.steps)
-    parameters = SolverParameters.of_steps(task.sampler, levels, model.sigma_max, settings.steps)
+    settings.check(problem.teacher.steps)
+    parameters = SolverParameters.of_steps(problem.sampler, levels, model.sigma_max, settings.steps)
     baselines = {}
-    for name, sigmas in task.baselines.items():
+    for name, sigmas in problem.baselines.items():
         try:
-            baselines[name] = task.sampler.discretization(sigmas)
+            baselines[name] = problem.sampler.discretization(sigmas)
         except Exception as error:  # some samplers fail on some schedules
             logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
     return Competitors(parameters, baselines)
 
 
 def _teach(
-    task: TrainingTask,
+    problem: TrainingProblem,
     settings: TrainingSettings,
     noise: Tensor,
     latent: Tensor,
@@ -167,33 +167,33 @@ def _teach(
     sets = []
     for name, x, latents in zip(names, noise.split(sizes), latent.split(sizes), strict=True):
         before_batch = partial(progress.stage, f"teacher: {name} noises")
-        sets.append(sample_teacher(task.model, task.teacher, x, latents, store, before_batch))
+        sets.append(sample_teacher(problem.model, problem.teacher, x, latents, store, before_batch))
     return sets
 
 
 def _objective(
-    task: TrainingTask,
+    problem: TrainingProblem,
     name: str,
     competitors: Competitors,
     training: TeacherSamples,
-    validation: TeacherSamples,
+    validating: TeacherSamples,
 ) -> Objective:
     """The distance of that name, its scale the median error of the first baseline that works."""
-    unscaled = Distance(name, 1.0, task.image_features)
+    unscaled = Distance(name, 1.0, problem.image_features)
     # a state is not an image yet: trajectories are matched for latent distances only
     data_std = float(training.target.std()) if name in LATENT_DISTANCES else None
     deviation = partial(unscaled.between, measure=rmse)
-    scale = float(validation.target.std())
+    scale = float(validating.target.std())
     for solver in competitors.baselines.values():
-        median = float(errors(task.model, solver, validation, deviation).median())
+        median = float(errors(problem.model, solver, validating, deviation).median())
         if math.isfinite(median):
             scale = max(median, 1e-6)
             break
-    return Objective(task.model, replace(unscaled, scale=scale), data_std)
+    return Objective(problem.model, replace(unscaled, scale=scale), data_std)
 
 
 def _add_extras(
-    task: TrainingTask,
+    problem: TrainingProblem,
     settings: TrainingSettings,
     training: TeacherSamples,
     validation: Validation,
@@ -202,9 +202,9 @@ def _add_extras(
     lambdas: list[float] = []
     if settings.dode:
         found = dode.distill(
-            task.model,
+            problem.model,
             validation.best.student,
-            task.teacher_sampler or task.sampler,
+            problem.teacher_sampler or problem.sampler,
             training,
             validation.samples,
             validation.progress.stage,
@@ -261,25 +261,25 @@ def _spread(model: Model, solver: Discretization, test: TeacherSamples) -> float
     return spread(samples) / max(spread(subsample(test.target, SPREAD_ELEMENTS)), 1e-12)
 
 
-def _planned_calls(task: TrainingTask, competitors: Competitors, s: TrainingSettings) -> int:
+def _planned_calls(problem: TrainingProblem, competitors: Competitors, s: TrainingSettings) -> int:
     """Model calls of all phases: what each of them says of itself."""
     parameters, calls = competitors.parameters, competitors.parameters.calls
     learned = replace(parameters, decoupled=s.decoupled, order=s.order)
     baselines = [solver.table.model_calls for solver in competitors.baselines.values()]
-    planned = s.noises * task.teacher.table.model_calls
+    planned = s.noises * problem.teacher.table.model_calls
     planned += s.validation_noises * sum(baselines[:1])  # the distance's scale
     planned += candidates.planned_calls(competitors, s.validation_noises)
     planned += s.validation_noises * calls  # the first validation
     if s.gradient:
-        secant = task.model.time_neighbours is not None
+        secant = problem.model.time_neighbours is not None
         planned += gradient_descent.planned_calls(learned, s, secant)
     else:
         planned += successive_halving.planned_calls(learned, s)
     if s.dode:
         even = parameters.discretization(parameters.levels.even(s.steps))
-        sampler = task.teacher_sampler or task.sampler
+        sampler = problem.teacher_sampler or problem.sampler
         sizes = s.training_noises, s.validation_noises
-        planned += dode.planned_calls(task.model, even, sampler, *sizes)
+        planned += dode.planned_calls(problem.model, even, sampler, *sizes)
         planned += s.validation_noises * calls
     if s.output_mix:
         planned += (s.training_noises + s.validation_noises) * calls

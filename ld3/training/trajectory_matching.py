@@ -1,9 +1,8 @@
 """Match a student's states to the teacher's trajectory.
 
-A few noises say little about how often others end elsewhere: the sample of one noise in thirty
-falls into another mode because its state came too close to it, and a training set may contain no
-such noise. But the states are off for every noise. So besides the result's residual, Gauss-Newton
-minimises those of all states after the first,
+About one sample in thirty ends in another mode, because its state passed too close to it, and a
+small training set may contain none of these. But the states of every noise deviate. So besides the
+result's residual, Gauss-Newton minimises those of all states after the first,
 
     r_m = s_m (X_m - x_T(sigma_m)) ,   s_m = sd / sqrt(a_m^2 sd^2 + sigma_m^2) ,
 

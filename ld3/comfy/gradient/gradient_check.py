@@ -21,10 +21,10 @@ CACHED_TOLERANCE = 0.1  # of the change that the difference makes
 def check_gradient(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
     """Refuse a model whose gradient to its input or to its noise level is wrong.
 
-    At a middle noise level, one gradient of a projection <w, D> must agree with differences of D:
-    along a random direction, from whose change w is made, where it is too short if some part of the
-    network has no gradient; along itself, where it is too long if it contains anything else; and
-    along the noise level. Costs about 18 network calls of `noise`'s batch size.
+    At a middle noise level the gradient of a projection <w, D> is compared with differences of D.
+    Along a random direction it is too short if part of the network has no gradient; along itself it
+    is too long if it contains anything else; the third direction is the noise level. Costs about 18
+    network calls of `noise`'s batch size.
 
     Args:
         guided: inside `differentiable_run`. noise, latent: (batch, *latent), one sample is enough.
