@@ -14,6 +14,13 @@ from .table import Discretization, rollout
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoise(x, sigma) -> x0`: x (batch, *latent), sigma (batch,), guidance applied."""
 
+REPEAT_TOLERANCE = 1e-2  # relative; half precision on a GPU repeats itself far better than this
+
+
+def repeat_difference(output: Tensor, again: Tensor) -> float:
+    """Largest difference of two outputs for the same input, relative to the first's largest."""
+    return float((again - output).abs().max() / output.abs().max().clamp_min(1e-8))
+
 
 def scale_by_sigma(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:
     """Start state of a variance-exploding model: latent + sigma * noise."""

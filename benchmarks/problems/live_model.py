@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,16 +23,20 @@ class LiveModel:
     Args:
         model: its denoiser.
         sampling: ComfyUI's `model_sampling` object.
-        patcher: what ComfyUI's schedulers take as MODEL.
+        patcher: what ComfyUI's schedulers take as MODEL; by default one that has only `sampling`.
         model_wrap: what ComfyUI's guider passes to a sampler, if there is a guider.
 
     Attributes:
         model: counts its calls.
     """
 
-    def __init__(self, model: Model, sampling: Any, patcher: Any, model_wrap: Any = None) -> None:
-        self.model, self._sampling, self._patcher = model, sampling, patcher
-        self._wrap = model_wrap
+    def __init__(
+        self, model: Model, sampling: Any, patcher: Any = None, model_wrap: Any = None
+    ) -> None:
+        self.model, self._sampling, self._wrap = model, sampling, model_wrap
+        self._patcher = patcher or SimpleNamespace(
+            get_model_object=lambda name: sampling, model_options={}
+        )
 
     def traced(self, sampler: str) -> TracedSampler:
         """Core's sampler of that name."""

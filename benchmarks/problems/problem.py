@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -103,9 +102,8 @@ class MixtureProblem(Problem):
 
         sampling = Sampling()
         sampling.set_parameters(self._model.sigma_min, self._model.sigma_max, 1.0)
-        patcher = SimpleNamespace(get_model_object=lambda name: sampling, model_options={})
         with torch.no_grad():
-            return task(LiveModel(self._model, sampling, patcher))
+            return task(LiveModel(self._model, sampling))
 
     def frechet(self, solver: Discretization, seed: int) -> tuple[float | None, int]:
         """Frechet distance of samples to the data's exact moments, and the number of samples."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -57,9 +56,8 @@ def _problem(name: str, shift: float) -> tuple[LiveModel, torch.Tensor, torch.Te
     sampling.set_parameters(shift=shift, multiplier=1000)
     components, shape, _ = MIXTURES[name]
     model = mixtures.flow_model(components(), float(sampling.sigma_min))
-    patcher = SimpleNamespace(get_model_object=lambda name: sampling, model_options={})
     model.batch_size = NOISES
-    live = LiveModel(model, sampling, patcher)
+    live = LiveModel(model, sampling)
     noise = torch.randn(NOISES, *shape, generator=torch.Generator().manual_seed(SEED))
     return live, noise, live.samples(live.standard(*REFERENCE), noise)
 

@@ -13,11 +13,10 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..model import Model
+from ..model import REPEAT_TOLERANCE, Model, repeat_difference
 from .core_samplers import coordinate
 
 T = TypeVar("T")
-STATELESS_TOLERANCE = 1e-2  # relative; half precision on a GPU repeats itself far better than this
 
 
 class GuidedRun:
@@ -149,10 +148,8 @@ def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
             "the model's output is infinite or undefined (NaN); check that the model works in a "
             "plain KSampler (another precision, such as bf16 or fp32, often helps)"
         )
-    difference = float(
-        (outputs[2] - outputs[0]).abs().max() / outputs[0].abs().max().clamp_min(1e-8)
-    )
-    if difference > STATELESS_TOLERANCE:
+    difference = repeat_difference(outputs[0], outputs[2])
+    if difference > REPEAT_TOLERANCE:
         options = guided.options
         patched = [k for k, v in options.items() if v and k != "transformer_options"]
         transformer = options.get("transformer_options", {})

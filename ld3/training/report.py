@@ -77,9 +77,8 @@ class Report:
 
     def best_baseline(self) -> str | None:
         """The comparable baseline with the least error known best: test, else validation."""
-        return best_baseline(self.baselines, "test_error") or best_baseline(
-            self.baselines, "validation_error"
-        )
+        tested = best_baseline(self.baselines, "test_error")
+        return tested or best_baseline(self.baselines, "validation_error")
 
     def as_json(self) -> dict[str, Any]:
         """For a file: numbers, lists and strings; baselines without what is not known."""

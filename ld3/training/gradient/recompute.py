@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model import Denoiser, Model
-
-REPEAT_TOLERANCE = 1e-2  # relative; half precision on a GPU repeats itself far better than this
+from ...model import REPEAT_TOLERANCE, Denoiser, Model, repeat_difference
 
 
 class GradientError(ValueError):
@@ -81,8 +79,7 @@ def _secant(model: Model, x: Tensor, sigma: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _check_repeats(again: Tensor, output: Tensor) -> None:
-    scale = output.abs().max().clamp_min(1e-8)
-    difference = float((again - output).abs().max() / scale)
+    difference = repeat_difference(output, again)
     if not difference <= REPEAT_TOLERANCE:
         raise GradientError(
             f"the model returns different outputs for the same input (difference {difference:.1%})"
