@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.problems.live_model import TEACHER
 from benchmarks.problems.noise_levels import uniform_log_snr
 from ld3.metrics import Distance, rmse
 from ld3.parameters import StepParameters, check_sigmas
@@ -61,7 +60,7 @@ def learn(trial: Trial, teacher: Discretization | None = None, **changes: Any) -
         teacher or live.teacher,
         live.model.sigma_max,
         live.schedules(trial.sampler, trial.steps),
-        teacher_sampler=live.traced(TEACHER[0]),
+        teacher_sampler=live.traced(live.recipe.sampler),
     )
     noise = trial.noises(settings.noises)
     with trial.training_batches():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,16 @@ from ld3.table import Discretization
 from ld3.teacher import TeacherSamples
 from ld3.tracing import TracedSampler
 
-TEACHER = ("dpmpp_2m", "karras", 20)  # 20 calls per sample
+
+class Recipe(NamedTuple):
+    """A sampler of ComfyUI on a standard schedule."""
+
+    sampler: str
+    scheduler: str
+    steps: int
+
+
+TEACHER = Recipe("dpmpp_2m", "karras", 20)  # 20 calls per sample
 BATCH = 64  # noises per model call, except while learning (`Trial.training_batches`)
 
 
@@ -25,15 +34,22 @@ class LiveModel:
         sampling: ComfyUI's `model_sampling` object.
         patcher: what ComfyUI's schedulers take as MODEL; by default one that has only `sampling`.
         model_wrap: what ComfyUI's guider passes to a sampler, if there is a guider.
+        recipe: of the teacher that all learning methods share.
 
     Attributes:
         model: counts its calls.
+        recipe: as given.
     """
 
     def __init__(
-        self, model: Model, sampling: Any, patcher: Any = None, model_wrap: Any = None
+        self,
+        model: Model,
+        sampling: Any,
+        patcher: Any = None,
+        model_wrap: Any = None,
+        recipe: Recipe = TEACHER,
     ) -> None:
-        self.model, self._sampling, self._wrap = model, sampling, model_wrap
+        self.model, self._sampling, self._wrap, self.recipe = model, sampling, model_wrap, recipe
         self._patcher = patcher or SimpleNamespace(
             get_model_object=lambda name: sampling, model_options={}
         )
@@ -62,12 +78,19 @@ class LiveModel:
     @property
     def teacher(self) -> Discretization:
         """The teacher that all learning methods share."""
-        return self.standard(*TEACHER)
+        return self.standard(*self.recipe)
 
-    def samples(self, solver: Discretization, noise: Tensor) -> Tensor:
-        """The solver's samples from unit noises (n, *shape), on the CPU; its calls do not count."""
-        model, before = self.model, self.model.calls
-        batches = TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model)
-        parts = [model.sample(solver, batch.noise, batch.latent)[0].cpu() for batch in batches]
-        model.calls = before
+    def samples(self, solver: Discretization, noise: Tensor, batch: int | None = None) -> Tensor:
+        """The solver's samples from unit noises (n, *shape), on the CPU; its calls do not count.
+
+        Args:
+            batch: noises per model call in place of the model's `batch_size`.
+        """
+        model, before = self.model, (self.model.calls, self.model.batch_size)
+        model.batch_size = batch or model.batch_size
+        try:
+            batches = TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model)
+            parts = [model.sample(solver, part.noise, part.latent)[0].cpu() for part in batches]
+        finally:
+            model.calls, model.batch_size = before
         return torch.cat(parts)

@@ -8,14 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ld3.model import Model
-from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA
+from ld3.model import Denoiser, Model
+from ld3.parameters import LOG_SIGMA
+
+from .flow_models import flow_denoiser, flow_model
 
 Components = tuple[Tensor, Tensor, Tensor]
+PATCH, PATCH_STD = 8, 0.1
+PHOTO_SHRINK, PATCH_STRIDE = 4, 4  # photographs 640 wide are too smooth at the size of a patch
+MOONS, MOONS_STD = 400, 0.1
 HEAVY_MODES, HEAVY_SCALES, HEAVY_FREEDOM = 24, 16, 2.0
 
 
-def mixture_denoiser(means: Tensor, stds: Tensor, log_weights: Tensor, flow: bool = False):
+def mixture_denoiser(
+    means: Tensor, stds: Tensor, log_weights: Tensor, flow: bool = False
+) -> Denoiser:
     """The exact E[x0 | x] of an isotropic Gaussian mixture.
 
     Args:
@@ -30,11 +37,6 @@ def mixture_denoiser(means: Tensor, stds: Tensor, log_weights: Tensor, flow: boo
         flat = x.reshape(x.shape[0], -1)
         mu, std, logw = (t.to(flat) for t in (means, stds, log_weights))
         level = sigma.to(flat).reshape(-1, 1)
-        if flow:
-            # (1 - s) x0 + s n is a scaled variance-exploding state at s / (1 - s); s = 1 contains
-            # no signal
-            keep = (1 - level).clamp_min(1e-8)
-            flat, level = flat / keep, level / keep
         variance = std**2 + level**2
         squared = (flat**2).sum(1, keepdim=True) - 2 * flat @ mu.T + (mu**2).sum(1)
         share = torch.softmax(
@@ -44,7 +46,7 @@ def mixture_denoiser(means: Tensor, stds: Tensor, log_weights: Tensor, flow: boo
         out = (share - shrink) @ mu + shrink.sum(1, keepdim=True) * flat
         return out.reshape(x.shape)
 
-    return denoise
+    return flow_denoiser(denoise) if flow else denoise
 
 
 def mixture_moments(means: Tensor, stds: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,23 +77,32 @@ def digits_components(std: float = 0.15) -> Components:
     return data, torch.full((len(data),), std), torch.zeros(len(data))
 
 
+def patches_components() -> Components:
+    """A kernel density of grey 8x8 patches of scikit-learn's two photographs, in [-1, 1]."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [torch.tensor(photo, dtype=torch.float32) for photo in load_sample_images().images]
+    grey = torch.stack([photo.mean(2) for photo in photos])[:, None] / 127.5 - 1
+    small = torch.nn.functional.avg_pool2d(grey, PHOTO_SHRINK)
+    patches = torch.nn.functional.unfold(small, PATCH, stride=PATCH_STRIDE)  # (2, 64, places)
+    data = patches.transpose(1, 2).flatten(0, 1)
+    return data, torch.full((len(data),), PATCH_STD), torch.zeros(len(data))
+
+
+def moons_components() -> Components:
+    """A kernel density of scikit-learn's two moons, centred: curved, and smooth between them."""
+    from sklearn.datasets import make_moons
+
+    points = torch.tensor(make_moons(MOONS, shuffle=False)[0], dtype=torch.float32)
+    return points - points.mean(0), torch.full((MOONS,), MOONS_STD), torch.zeros(MOONS)
+
+
 def gmm16(flow: bool = False) -> Model:
     """A mixture of 40 components of very different sizes in 16 dimensions, shape (16,)."""
-    if flow:
-        return flow_model(gmm16_components(), sigma_min=0.001)
     denoise = mixture_denoiser(*gmm16_components())
+    if flow:
+        return flow_model(denoise, sigma_min=0.001)
     return Model(denoise, LOG_SIGMA, sigma_min=0.03, sigma_max=80.0)
-
-
-def flow_model(components: Components, sigma_min: float) -> Model:
-    """A mixture as a flow model: states are (1 - sigma) x0 + sigma noise."""
-    return Model(
-        mixture_denoiser(*components, flow=True),
-        LOGIT_SIGMA,
-        sigma_min=sigma_min,
-        sigma_max=1.0,
-        scale_noise=lambda noise, latent, sigma: sigma * noise + (1 - sigma) * latent,
-    )
 
 
 def gmm16_components() -> Components:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.measures import sample_quality
 from ld3.metrics import rmse
-from ld3.model import Model
+from ld3.model import Denoiser, Model
+from ld3.parameters import LOG_SIGMA
 from ld3.table import Discretization
 from ld3.teacher import TeacherSamples, sample_teacher
 
-from .live_model import LiveModel
+from .flow_models import flow_model
+from .live_model import BATCH, TEACHER, LiveModel, Recipe
+from .noise_levels import edm_levels, flow_levels
 
 T = TypeVar("T")
-REFERENCE = ("heun", "karras", 60)  # 119 calls per sample, never counted
+REFERENCE = Recipe("heun", "karras", 60)  # 119 calls per sample, never counted
+FINE_REFERENCE = Recipe("heun", "karras", 240)
+FLOW_REFERENCE = Recipe("heun", "beta", 150)
+"""Within 0.0002 of twice as many steps, as `tests/test_problems.py` checks."""
+SIGMA_MIN = 0.03
 HELDOUT_SEED, FRECHET_SEED, TRAINING_SEED = 900_001, 900_002, 1_000
 
 
@@ -33,9 +40,14 @@ class Problem:
         heldout_noises, frechet_noises: sizes of the two test sets.
         training_batch: noises per model call while learning.
         variance_preserving: whether the network's input is scaled by 1 / (1 + sigma^2)^1/2.
+        reference: in place of the ODE's solution.
+        reference_batch: noises per model call of the reference.
+        teacher: what all methods learn from; `LiveModel.teacher` is this one.
     """
 
+    reference, teacher = REFERENCE, TEACHER
     heldout_noises, frechet_noises = 512, 4096
+    reference_batch = BATCH
     training_batch = 32
     variance_preserving = False
 
@@ -61,7 +73,11 @@ class Problem:
     def error(self, live: LiveModel, solver: Discretization) -> float:
         """Mean RMSE of held-out samples to the common reference; its calls do not count."""
         noise = self.noises(self.heldout_noises, HELDOUT_SEED)
-        reference = self.cached("reference", lambda: live.samples(live.standard(*REFERENCE), noise))
+
+        def solved() -> Tensor:
+            return live.samples(live.standard(*self.reference), noise, self.reference_batch)
+
+        reference = self.cached("reference", solved)
         return float(rmse(live.samples(solver, noise) - reference).mean())
 
     def teacher_samples(self, live: LiveModel, count: int, seed: int) -> TeacherSamples:
@@ -76,34 +92,57 @@ class Problem:
         return self._cache[name]
 
 
-class MixtureProblem(Problem):
-    """A Gaussian mixture, whose denoiser and moments are exact.
+class ExactData(NamedTuple):
+    """Data whose denoiser is known exactly.
+
+    Attributes:
+        denoise: E[x0 | x0 + sigma noise].
+        shape: of one sample.
+        moments: mean (d,) and covariance (d, d), float64.
+        sigma_max: where sampling starts, unless it is a flow model's.
+    """
+
+    denoise: Denoiser
+    shape: tuple[int, ...]
+    moments: tuple[Tensor, Tensor]
+    sigma_max: float
+
+
+class ExactProblem(Problem):
+    """A model whose denoiser is exact, so that errors are those of the solver alone.
 
     Args:
         name: as in the rows of the benchmarks.
-        model: its denoiser.
-        shape: of one sample.
-        moments: mean (d,) and covariance (d, d) of the data.
+        data: what it generates.
+        shift: of ComfyUI's noise levels for a flow model; None for a variance-exploding one.
+        reference: of a variance-exploding one.
     """
 
+    reference_batch = 512  # with hundreds of calls, their linear combinations take most of the time
+
     def __init__(
-        self, name: str, model: Model, shape: tuple[int, ...], moments: tuple[Tensor, Tensor]
+        self,
+        name: str,
+        data: ExactData,
+        shift: float | None = None,
+        reference: Recipe = FINE_REFERENCE,
     ) -> None:
-        super().__init__(name, shape)
-        self._model = model
-        self._mean, self._covariance = moments
+        super().__init__(name, data.shape)
+        self.moments = data.moments
+        if shift is None:
+            self.sampling = edm_levels(SIGMA_MIN, data.sigma_max)
+            self.model = Model(data.denoise, LOG_SIGMA, SIGMA_MIN, data.sigma_max)
+            self.reference = reference
+        else:
+            self.sampling = flow_levels(shift)
+            self.model = flow_model(data.denoise, float(self.sampling.sigma_min))
+            self.reference, self.teacher = FLOW_REFERENCE, flow_teacher(shift)
+        self.model.batch_size = BATCH
 
     def run(self, task: Callable[[LiveModel], T]) -> T:
         """The result of `task`; the model can be called anywhere."""
-        import comfy.model_sampling as core
-
-        class Sampling(core.ModelSamplingContinuousEDM, core.EDM):
-            pass
-
-        sampling = Sampling()
-        sampling.set_parameters(self._model.sigma_min, self._model.sigma_max, 1.0)
         with torch.no_grad():
-            return task(LiveModel(self._model, sampling))
+            return task(LiveModel(self.model, self.sampling, recipe=self.teacher))
 
     def frechet(self, solver: Discretization, seed: int) -> tuple[float | None, int]:
         """Frechet distance of samples to the data's exact moments, and the number of samples."""
@@ -111,5 +150,9 @@ class MixtureProblem(Problem):
         flat = self.run(lambda live: live.samples(solver, noise)).flatten(1).double()
         if not torch.isfinite(flat).all():
             return math.inf, len(flat)
-        distance = sample_quality.frechet(flat.mean(0), flat.T.cov(), self._mean, self._covariance)
-        return distance, len(flat)
+        return sample_quality.frechet(flat.mean(0), flat.T.cov(), *self.moments), len(flat)
+
+
+def flow_teacher(shift: float) -> Recipe:
+    """The closer one of simple and beta, which no flow model is bad with; see `flow_teachers`."""
+    return Recipe("dpmpp_2m", "simple" if shift == 1 else "beta", 20)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 
-from ld3.model import Model
-from ld3.parameters import LOG_SIGMA
-
-from . import mixtures
+from . import linear_gaussian, mixtures
 from .demo_model import DemoProblem
-from .live_model import BATCH
-from .problem import MixtureProblem, Problem
+from .problem import FINE_REFERENCE, REFERENCE, ExactData, ExactProblem, Problem
 
 MIXTURES = {
     "digits": (mixtures.digits_components, (1, 8, 8), 80.0),
@@ -18,19 +15,43 @@ MIXTURES = {
     "mixture-1d": (mixtures.mixture_1d, (1,), 20.0),
     "mixture-2d": (mixtures.mixture_2d, (2,), 20.0),
     "heavy16": (mixtures.heavy16, (16,), 20.0),
+    "patches": (mixtures.patches_components, (1, 8, 8), 80.0),
+    "moons": (mixtures.moons_components, (2,), 80.0),
 }
 """Name -> components, shape of a sample, sigma_max."""
-SIGMA_MIN = 0.03
+EXACT = (*MIXTURES, "gauss")
+EARLIER = ("digits", "gmm16", "mixture-1d", "mixture-2d", "heavy16")
+"""Measured against a coarser reference since the first results; more steps change it by < 0.001."""
 
 
 @functools.cache
 def load(name: str) -> Problem:
-    """The problem of that name, created once in a run."""
+    """The problem of that name, created once in a run.
+
+    NAME-flow is an exact problem as a flow model, NAME-flow-shift3 with its noise levels shifted.
+    """
     if name == "demo":
         return DemoProblem()
-    if name not in MIXTURES:
-        raise ValueError(f"no problem is called {name!r}; choose demo or one of {[*MIXTURES]}")
+    named = re.fullmatch(r"(.+?)(-flow(-shift(\d+(\.\d+)?))?)?", name)
+    data, flow, shift = named.group(1, 2, 4) if named else (name, None, None)
+    if data not in EXACT:
+        raise ValueError(
+            f"no problem is called {name!r}; choose demo or one of {[*EXACT]}, as a flow model "
+            "NAME-flow or NAME-flow-shift3"
+        )
+    if not flow:
+        reference = REFERENCE if name in EARLIER else FINE_REFERENCE
+        return ExactProblem(name, exact_data(data), None, reference)
+    return ExactProblem(name, exact_data(data), float(shift or 1))
+
+
+def exact_data(name: str) -> ExactData:
+    """The data of one of `EXACT`."""
+    if name == "gauss":
+        size, spectrum = linear_gaussian.SIZE, linear_gaussian.power_law_spectrum()
+        denoise = linear_gaussian.linear_denoiser(*spectrum)
+        moments = linear_gaussian.gaussian_moments(*spectrum)
+        return ExactData(denoise, (1, size, size), moments, 80.0)
     components, shape, sigma_max = MIXTURES[name]
     denoise = mixtures.mixture_denoiser(*components())
-    model = Model(denoise, LOG_SIGMA, SIGMA_MIN, sigma_max, batch_size=BATCH)
-    return MixtureProblem(name, model, shape, mixtures.mixture_moments(*components()))
+    return ExactData(denoise, shape, mixtures.mixture_moments(*components()), sigma_max)

@@ -1,6 +1,6 @@
 """Which scheduler makes a good 20-step teacher for flow models, at the shifts people use.
 
-Exact denoisers of mixtures as flow models: x = (1 - sigma) x0 + sigma noise. Each row is the mean
+Exact denoisers as flow models: x = (1 - sigma) x0 + sigma noise. Each row is the mean
 RMSE of dpmpp_2m in 20 steps over 128 noises to the solution (Heun, 300 beta steps).
 """
 
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from benchmarks.comparison import geometric_mean
-from benchmarks.problems.live_model import LiveModel
-from benchmarks.problems.registry import MIXTURES
+from benchmarks.problems import registry
+from benchmarks.problems.problem import Problem
 from ld3.metrics import rmse
 
 TITLE = "Teachers for flow models: mean RMSE of 20 steps of dpmpp_2m to the solution, 128 noises"
 KEYS = ("problem", "shift", "scheduler")
 COLUMNS = {"problem": 10, "shift": 5, "scheduler": 11, "error": 8}
-PROBLEMS = ("digits", "gmm16", "mixture-2d", "heavy16")
+PROBLEMS = ("digits", "gmm16", "mixture-2d", "heavy16", "patches", "gauss", "moons")
 SHIFTS = (1.0, 3.0, 7.0)
 SCHEDULERS = ("beta", "simple", "sgm_uniform", "kl_optimal", "normal", "karras", "exponential")
 NOISES, SEED, STEPS, REFERENCE = 128, 700, 20, ("heun", "beta", 300)
@@ -36,30 +36,21 @@ def cells() -> Iterator[dict[str, Any]]:
 
 def row(problem: str, shift: float, scheduler: str) -> dict[str, Any]:
     """The error of one teacher."""
-    live, noise, reference = _problem(problem, shift)
-    samples = live.samples(live.standard("dpmpp_2m", scheduler, STEPS), noise)
+    loaded, noise, reference = _exact(problem, shift)
+    samples = loaded.run(
+        lambda live: live.samples(live.standard("dpmpp_2m", scheduler, STEPS), noise)
+    )
     error = float(rmse(samples - reference).mean())
     return {"problem": problem, "shift": shift, "scheduler": scheduler, "error": error}
 
 
 @cache
-def _problem(name: str, shift: float) -> tuple[LiveModel, torch.Tensor, torch.Tensor]:
-    """The model, its start noises and their exact samples."""
-    import comfy.model_sampling as core
-
-    from benchmarks.problems import mixtures
-
-    class Flow(core.ModelSamplingDiscreteFlow, core.CONST):
-        pass
-
-    sampling = Flow()
-    sampling.set_parameters(shift=shift, multiplier=1000)
-    components, shape, _ = MIXTURES[name]
-    model = mixtures.flow_model(components(), float(sampling.sigma_min))
-    model.batch_size = NOISES
-    live = LiveModel(model, sampling)
-    noise = torch.randn(NOISES, *shape, generator=torch.Generator().manual_seed(SEED))
-    return live, noise, live.samples(live.standard(*REFERENCE), noise)
+def _exact(name: str, shift: float) -> tuple[Problem, torch.Tensor, torch.Tensor]:
+    """The problem, its start noises and their exact samples."""
+    problem = registry.load(f"{name}-flow-shift{shift:g}")
+    noise = problem.noises(NOISES, SEED)
+    reference = problem.run(lambda live: live.samples(live.standard(*REFERENCE), noise))
+    return problem, noise, reference
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

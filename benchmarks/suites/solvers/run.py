@@ -49,7 +49,7 @@ from torch import Tensor
 from benchmarks.methods import gs, ours
 from benchmarks.methods.trial import Result, Trial
 from benchmarks.problems import registry
-from benchmarks.problems.live_model import TEACHER, LiveModel
+from benchmarks.problems.live_model import LiveModel
 from benchmarks.problems.problem import HELDOUT_SEED, Problem
 from ld3.metrics import rmse
 from ld3.table import Discretization, combine
@@ -192,7 +192,7 @@ def distilled(trial: Trial, solver: Discretization) -> Result:
     training, validation = samples[:DISTILL_NOISES], samples[DISTILL_NOISES:]
     live.model.calls = 0
     with trial.training_batches():
-        found = distill(live.model, solver, live.traced(TEACHER[0]), training, validation)
+        found = distill(live.model, solver, live.traced(live.recipe.sampler), training, validation)
     return Result(found.student, live.model.calls)
 
 
@@ -218,7 +218,7 @@ def trajectory_distance(problem: Problem, live: LiveModel, solver: Discretizatio
     (batch,) = TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model)
 
     def sampled() -> list[Tensor]:
-        teacher = live.discretization(TEACHER[0], teacher_sigmas(model, solver))
+        teacher = live.discretization(live.recipe.sampler, teacher_sigmas(model, solver))
         return teacher_states(model, teacher, solver, batch)
 
     # the same for all samplers and extras whose states are at these levels
