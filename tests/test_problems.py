@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,8 +14,10 @@ from torch.distributions import (
 )
 
 from benchmarks.problems import linear_gaussian, mixtures, registry
-from benchmarks.problems.problem import ExactProblem, Recipe
+from benchmarks.problems.live_model import LiveModel, Recipe
+from benchmarks.problems.problem import ExactProblem
 from ld3.metrics import rmse
+from ld3.model import Denoiser
 from ld3.table import Discretization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +59,7 @@ def posterior_mean(name: str, x: Tensor, keep: float, level: float) -> Tensor:
     return (x.detach() + level**2 * score) / keep
 
 
-def called(denoise: Callable[[Tensor, Tensor], Tensor], name: str, x: Tensor, level: float):
+def called(denoise: Denoiser, name: str, x: Tensor, level: float) -> Tensor:
     """The denoiser's output (n, d) for flat states (n, d), which it receives in its own shape."""
     shaped = x.reshape(len(x), *registry.load(name).shape)
     return denoise(shaped, torch.full((len(x),), level, dtype=x.dtype)).reshape(x.shape)
@@ -143,7 +143,7 @@ def test_flow_and_variance_exploding_model_have_the_same_trajectories(name: str)
     noise = exploding.noises(8, 1)
 
     def result(given: ExactProblem, levels: Tensor) -> Tensor:
-        def task(live) -> Tensor:
+        def task(live: LiveModel) -> Tensor:
             solver: Discretization = live.discretization("heun", levels.float())
             return live.samples(solver, noise)
 
@@ -161,7 +161,7 @@ def test_twice_the_steps_do_not_change_the_reference(name: str, kind: str) -> No
     given = problem(name + kind)
     noise, (sampler, scheduler, steps) = given.noises(16, 1), given.reference
 
-    def task(live) -> float:
+    def task(live: LiveModel) -> float:
         finer = live.standard(sampler, scheduler, 2 * steps)
         change = live.samples(live.standard(*given.reference), noise) - live.samples(finer, noise)
         return float(rmse(change).mean())

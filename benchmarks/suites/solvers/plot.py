@@ -11,7 +11,7 @@ from benchmarks.comparison import geometric_mean
 from .summary import SUMMARY_STEPS, cell_of, error_ratios
 
 COLOURS = {"digits": "tab:blue", "gmm16": "tab:orange", "demo": "tab:green"}
-EXTRAS = ("none", "d-ode", "decoupled", "solver", "solver+mix", "gs-published", "gs-long")
+EXTRAS = ("none", "d-ode", "decoupled", "solver", "solver+mix", "gs-published", "gs-edm", "gs-long")
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
@@ -73,7 +73,7 @@ def _by_call(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _by_calls_of_learning(axis: Any, rows: list[dict[str, Any]]) -> None:
-    markers = dict(zip(EXTRAS, "oPsD*X^", strict=True))
+    markers = dict(zip(EXTRAS, "oPsD*X^v", strict=True))
     rows = [row for row in rows if row["steps"] in SUMMARY_STEPS["learned"]]
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]

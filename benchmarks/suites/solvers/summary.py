@@ -16,6 +16,7 @@ COMPARISONS = (
     Comparison("solver", "none", 0.55),
     Comparison("solver+mix", "none", 0.55),
     Comparison("solver+mix", "gs-published", 1.0, 1 / 5),
+    Comparison("solver+mix", "gs-edm"),
     Comparison("solver+mix", "gs-long"),
     Comparison("decoupled", "none"),
     Comparison("d-ode", "none"),
