@@ -1,10 +1,21 @@
-"""Rows of several methods compared: means over seeds, ratios over cells, and aims."""
+"""Rows of several methods compared: means over seeds, ratios over cells, and aims.
+
+A ratio is a geometric mean over cells. Its interval is that of a bootstrap over clusters of cells,
+here (model, sampler): the numbers of steps of one sampler on one model are not independent, so
+whole clusters are drawn, with replacement. It says how much the ratio depends on the models and
+samplers that were chosen, which is more than how much it depends on the seeds.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
+
+DRAWS, SHARE = 10_000, 0.95  # of a bootstrap: its size, and what an interval contains
+STANDARD, BEST = "scheduler:", "scheduler:best"  # methods of the benchmark `learning`
 
 
 class Comparison(NamedTuple):
@@ -16,12 +27,28 @@ class Comparison(NamedTuple):
     calls: float = math.inf
 
 
+class Mean(NamedTuple):
+    """A geometric mean with its interval, which one cluster does not have (low and high None)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
 class Ratios(NamedTuple):
-    """A method's error and calls over another's: geometric means over the cells that have both."""
+    """A method's error and calls over another's: geometric means over the cells that have both.
+
+    The ratio of calls is infinite if the other needs none.
+    """
 
     cells: int
     wins: int
-    error: float
+    error: Mean
     calls: float
 
 
@@ -31,15 +58,57 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms))
 
 
+def clustered_mean(values: Mapping[Any, Iterable[float]]) -> Mean:
+    """Geometric mean of all values, with its bootstrap interval.
+
+    Args:
+        values: cluster -> its values, positive, at least one.
+
+    Source: the cluster bootstrap of Cameron, Gelbach and Miller 2008 (their "pairs cluster
+    bootstrap"), with percentiles as the limits.
+    """
+    logarithms = [np.log(list(found)) for found in values.values()]
+    sums = np.array([found.sum() for found in logarithms])
+    sizes = np.array([len(found) for found in logarithms])
+    value = math.exp(sums.sum() / sizes.sum())
+    if len(sums) < 2:
+        return Mean(value)
+    drawn = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
+    means = np.exp(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    return Mean(value, float(low), float(high))
+
+
+def with_best_standard(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows and, per (model, sampler, steps), that of the best standard schedule as another.
+
+    It is the best on the test noises themselves, which nobody knows beforehand. Only schedules with
+    at most as many calls as a student's steps count: ddim_uniform makes 7 steps if asked for 6.
+    """
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        cell = row["model"], row["sampler"], row["steps"]
+        if not row["method"].startswith(STANDARD) or row["sample_calls"] > row["steps"]:
+            continue
+        if cell not in best or row["heldout_error"] < best[cell]["heldout_error"]:
+            best[cell] = row
+    return [*rows, *({**row, "method": BEST} for row in best.values())]
+
+
 def ratios(rows: list[dict[str, Any]], comparison: Comparison) -> Ratios | None:
     """None if no cell has both methods."""
     ours, theirs = (cell_means(rows, name) for name in (comparison.method, comparison.against))
     both = [cell for cell in ours if cell in theirs]
     if not both:
         return None
-    error, calls = (geometric_mean(ours[c][i] / theirs[c][i] for c in both) for i in (0, 1))
+    errors: dict[tuple[str, str], list[float]] = {}
+    for cell in both:
+        errors.setdefault(cell[:2], []).append(ours[cell][0] / theirs[cell][0])
+    # a standard schedule needs none
+    without = any(theirs[cell][1] == 0 for cell in both)
+    calls = math.inf if without else geometric_mean(ours[c][1] / theirs[c][1] for c in both)
     wins = sum(ours[cell][0] <= theirs[cell][0] for cell in both)
-    return Ratios(len(both), wins, error, calls)
+    return Ratios(len(both), wins, clustered_mean(errors), calls)
 
 
 def cell_means(
@@ -66,9 +135,10 @@ def compared(
     if found is None:
         return []
     calls = f"{found.calls:.3f}" + (f" = 1/{1 / found.calls:.1f}" if found.calls < 1 else "")
+    calls = calls if math.isfinite(found.calls) else "-"
     line = (
         f"  {comparison.method} / {comparison.against}, {'+'.join(models)} ({found.cells} cells): "
-        f"error {found.error:.3f}, calls {calls}, better in {found.wins}"
+        f"error {found.error}, calls {calls}, better in {found.wins}"
     )
     judged = with_aims and math.isfinite(comparison.error)
     return [f"{line} ({_verdict(found, comparison)})" if judged else line]
@@ -78,7 +148,7 @@ def _verdict(found: Ratios, comparison: Comparison) -> str:
     aim = f"error <= {comparison.error:g}"
     if math.isfinite(comparison.calls):
         aim += f", calls <= 1/{1 / comparison.calls:g}"
-    both = found.error <= comparison.error and found.calls <= comparison.calls
+    both = found.error.value <= comparison.error and found.calls <= comparison.calls
     return f"aim: {aim}; {reached(both)}"
 
 

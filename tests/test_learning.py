@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.methods import dispatch, ours
+from benchmarks.methods import dispatch, official, ours
 from benchmarks.methods.trial import Trial
 from benchmarks.problems import mixtures, registry
 from benchmarks.problems.live_model import BATCH, LiveModel
@@ -53,13 +53,15 @@ def test_every_cell_is_unique_and_every_method_is_there() -> None:
     keys = [tuple(cell[name] for name in learning.KEYS) for cell in cells]
     assert len(keys) == len(set(keys))
     assert {cell["method"] for cell in cells if ":" not in cell["method"]} == {
-        "teacher", "ays", "gits", "dmn", "gits-dp", "ld3-official", *run.OURS,
+        "teacher", "ays", "gits", "dmn", *run.GITS, *dispatch.OFFICIAL, *run.OURS,
     }  # fmt: skip
     for model in run.SAMPLERS:
         of_model = [cell for cell in cells if cell["model"] == model]
         groups = {(cell["sampler"], cell["steps"]) for cell in of_model}
         teachers = [cell for cell in of_model if cell["method"] == "teacher"]
         assert {(cell["sampler"], cell["steps"]) for cell in teachers} == groups
+    flow = {cell["method"] for cell in cells if "flow" in cell["model"]}
+    assert flow.isdisjoint({"dmn", *dispatch.OFFICIAL}) and flow > {*run.GITS, *run.OURS}
     tables = [cell for cell in cells if cell["method"] in ("ays", "gits")]
     assert {cell["model"] for cell in tables} == {"demo"}
 
@@ -93,6 +95,47 @@ def test_a_row_has_the_keys_and_counts_calls(method: str, few_noises: None) -> N
     else:
         assert (row["model_calls"], row["teacher_calls"]) == (0, 0)
     assert row["sample_calls"] == (20 if method == "teacher" else 4)
+
+
+@pytest.mark.parametrize("model", ["moons", "moons-flow"])
+def test_a_baseline_that_is_often_chosen_is_the_same_in_every_cell(
+    model: str, few_noises: None
+) -> None:
+    first, second = (
+        learning.row(model, sampler, 4, "standard:res_multistep:simple", 0)
+        for sampler in ("euler", "ipndm")
+    )
+    names = ("heldout_error", "frechet", "sigmas", "sample_calls")
+    assert [first[name] for name in names] == [second[name] for name in names]
+    assert first["sampler"] == "euler" and first["sample_calls"] == 4
+    plain = learning.row(model, "res_multistep", 4, "scheduler:simple", 0)
+    assert plain["heldout_error"] == first["heldout_error"]
+
+
+@pytest.mark.parametrize("model", ["moons", "moons-flow"])
+def test_gits_of_euler_chooses_levels_of_its_60_steps(model: str, few_noises: None) -> None:
+    row = learning.row(model, "ipndm", 4, "gits-dp-euler60", 0)
+    assert (row["model_calls"], row["teacher_calls"]) == (0, 8 * 60)
+
+    def levels(live: LiveModel) -> list[float]:
+        return live.schedules("euler", 60)[live.recipe.scheduler].tolist()
+
+    assert set(row["sigmas"]) <= set(registry.load(model).run(levels))
+
+
+def test_a_variant_of_the_published_method_differs_only_in_its_setting(
+    few_noises: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = official.OfficialSettings
+    shorter = {"training_pairs": 6, "validation_pairs": 4, "steps_rounds": 1, "decoupled_rounds": 1}
+    monkeypatch.setattr(dispatch, "OfficialSettings", lambda **changes: small(**shorter, **changes))
+    plain, uncounted, faster = (
+        learning.row("moons", "euler", 3, method, 0) for method in dispatch.OFFICIAL
+    )
+    assert plain["sigmas"] == uncounted["sigmas"]
+    assert plain["eval_sigmas"] == uncounted["eval_sigmas"] != faster["eval_sigmas"]
+    # two rounds: forward, backward and the check of x' of all pairs
+    assert uncounted["model_calls"] == 2 * 4 * 10 * 3 < plain["model_calls"]
 
 
 def test_only_learning_uses_the_training_batch() -> None:

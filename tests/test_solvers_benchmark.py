@@ -158,6 +158,7 @@ def test_summary_compares_means_over_seeds_and_judges_the_aims() -> None:
         synthetic("solver+mix", 0.15, 6000),
         synthetic("gs-published", 0.1, 60000),
         synthetic("solver+mix", 0.9, 6000, steps=8),
+        synthetic("none", 0.3, 0, sampler="res_multistep", schedule="standard:simple"),
     ]
     text = solvers.summary(rows)
     assert "digits (2 cells): better in 50.0%" in text and "aim: better in 90%; MISSED" in text
@@ -166,6 +167,7 @@ def test_summary_compares_means_over_seeds_and_judges_the_aims() -> None:
     assert "solver+mix / none, digits (1 cells): error 0.500" in text
     assert "aim: error <= 0.55; reached" in text
     assert "error 1.500, calls 0.100 = 1/10.0, better in 0 (aim: error <= 1, calls <= 1/5" in text
+    assert "solver+mix / res_multistep:simple, digits (1 cells): error 0.500, calls -" in text
     assert "66.7% of 3 (farther: 33.3%)" in text
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ld3.table import Discretization
 from ld3.teacher import TeacherSamples
 from ld3.training.gradient.gradient_settings import ADAM
 
 from . import baselines, ours
-from .official import NOISE_PREDICTING, OfficialSettings, OfficialTraining
+from .official import FASTER_DECOUPLED, NOISE_PREDICTING, OfficialSettings, OfficialTraining
 from .trial import Result, Trial
 
 DMN_ORDER = {"euler": 1, "dpmpp_2m": 2}  # the others are of order 3
 GITS_NOISES = 256
+GITS_EULER_STEPS = 60  # of the published trajectories, by Euler
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "ld3-official": {},
+    "ld3-official-uncounted": {"count_validation": False},
+    "ld3-official-x100": {"decoupled_rate": FASTER_DECOUPLED},
+}
+"""The published method and variants of it, as fields of `OfficialSettings`."""
 
 
 def run(method: str, trial: Trial) -> Result:
@@ -30,6 +38,8 @@ def run(method: str, trial: Trial) -> Result:
         return Result(live.teacher)
     if kind == "scheduler":
         return Result(live.standard(sampler, name, steps))
+    if kind == "standard":
+        return Result(live.standard(*name.split(":"), steps))
     if method == "ays":
         return Result(live.discretization(sampler, baselines.ays(steps)))
     if method == "gits":
@@ -38,21 +48,27 @@ def run(method: str, trial: Trial) -> Result:
         order, model = DMN_ORDER.get(sampler, 3), live.model
         sigmas = baselines.dmn(steps, model.sigma_max, model.sigma_min, order)
         return Result(live.discretization(sampler, sigmas))
-    learned: dict[str, Callable[[Trial], Result]] = {"gits-dp": _gits, "ld3-official": _official}
-    return learned[method](trial) if method in learned else _ours(method, trial)
+    if method == "gits-dp":
+        return _gits(trial, live.teacher)
+    if method == "gits-dp-euler60":
+        return _gits(trial, live.standard("euler", live.recipe.scheduler, GITS_EULER_STEPS))
+    if method in OFFICIAL:
+        return _official(trial, OFFICIAL[method])
+    return _ours(method, trial)
 
 
-def _gits(trial: Trial) -> Result:
-    costs = trial.problem.cached(f"gits {trial.seed}", lambda: gits_costs(trial))
-    teacher = trial.live.teacher
+def _gits(trial: Trial, teacher: Discretization) -> Result:
+    """GITS on the trajectories of a solver with one call per step."""
+    name = f"gits {teacher.steps} {trial.seed}"
+    costs = trial.problem.cached(name, lambda: gits_costs(trial, teacher))
     sigmas = teacher.sigmas[baselines.cheapest_path(costs, trial.steps)]
     solver = trial.live.discretization(trial.sampler, sigmas)
     return Result(solver, teacher_calls=GITS_NOISES * teacher.table.model_calls)
 
 
-def gits_costs(trial: Trial) -> Tensor:
-    """Mean costs along the teacher's trajectories of training noises, the same for all students."""
-    noise, model, teacher = trial.noises(GITS_NOISES), trial.live.model, trial.live.teacher
+def gits_costs(trial: Trial, teacher: Discretization) -> Tensor:
+    """Mean costs along a teacher's trajectories of training noises, the same for all students."""
+    noise, model = trial.noises(GITS_NOISES), trial.live.model
     costs = []
     for batch in TeacherSamples(noise, torch.zeros_like(noise), noise).batches(model):
         result, history = model.sample(teacher, batch.noise, batch.latent)
@@ -61,10 +77,11 @@ def gits_costs(trial: Trial) -> Tensor:
     return torch.stack(costs).mean(0)
 
 
-def _official(trial: Trial) -> Result:
+def _official(trial: Trial, changes: dict[str, Any]) -> Result:
     settings = OfficialSettings(
         noise_prediction=trial.sampler in NOISE_PREDICTING,
         variance_preserving=trial.problem.variance_preserving,
+        **changes,
     )
     model = trial.live.model
     model.calls = 0

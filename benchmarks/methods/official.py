@@ -29,6 +29,10 @@ Differences, with reasons:
 - Any traced sampler is differentiable here. In the published uni_pc, some coefficients are detached
   from the gradient.
 
+Two more settings favour it: `count_validation=False` does not count the validation after every
+update, 73 % of all calls, which one could do less often; `FASTER_DECOUPLED` multiplies the rate of
+decoupled times by 100, since the published one is for LPIPS and hardly moves them with the L2 loss.
+
 Calls are counted as in that code: 1 per forward pass, 2 more per backward pass, no recomputation.
 """
 
@@ -64,6 +68,7 @@ class OfficialSettings:
     Attributes:
         noise_prediction: whether the sampler predicts noise, see `NOISE_PREDICTING`.
         variance_preserving: whether the network's input is scaled by 1 / (1 + sigma^2)^1/2.
+        count_validation: whether calls after updates, which only select a state, count.
     """
 
     noise_prediction: bool = False
@@ -82,6 +87,10 @@ class OfficialSettings:
     slower: float = 0.8
     least_rates: tuple[float, float] = (5e-5, 1e-6)
     bound_from_logits: bool = False
+    count_validation: bool = True
+
+
+FASTER_DECOUPLED = 10.0
 
 
 @dataclass
@@ -207,9 +216,7 @@ class OfficialTraining:
         return L2.between(differentiable_rollout(weights, evaluated, through, x), target)
 
     def _validate(self) -> None:
-        with torch.no_grad():
-            noise = self.state.validation.to(self.model.device)
-            loss = float(self._losses(noise, self.validation, gradient=False).mean())
+        loss = self._validation_loss()
         if loss < self.best_loss:
             self.best_loss, self.best, self.waited = loss, self.state.copy(), 0
             return
@@ -225,9 +232,16 @@ class OfficialTraining:
             return
         # here the code switches from one validation batch to all of them, and validates again
         self.restored_once = True
+        self.best_loss = self._validation_loss()
+
+    def _validation_loss(self) -> float:
+        before = self.model.calls
         with torch.no_grad():
             noise = self.state.validation.to(self.model.device)
-            self.best_loss = float(self._losses(noise, self.validation, gradient=False).mean())
+            loss = float(self._losses(noise, self.validation, gradient=False).mean())
+        if not self.settings.count_validation:
+            self.model.calls = before
+        return loss
 
     def _restore(self, noises: bool) -> None:
         """Restore the best schedule so far, with `noises` also the x' of that time; rates stay."""

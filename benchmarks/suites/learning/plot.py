@@ -6,17 +6,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.comparison import geometric_mean
+from benchmarks.comparison import BEST, geometric_mean, with_best_standard
 
 FEWEST_CALLS = 100  # position of methods without calls
 STYLES = {
     "scheduler:karras": ("karras", "x", "0.5"),
-    "scheduler:best": ("best of nine schedulers (not known beforehand)", "+", "0.3"),
+    BEST: ("best of nine schedulers (not known beforehand)", "+", "0.3"),
     "ays": ("AYS table", "1", "tab:brown"),
     "gits": ("GITS table", "2", "tab:pink"),
     "dmn": ("DMN", "3", "tab:olive"),
     "gits-dp": ("GITS dynamic programming", "v", "tab:cyan"),
+    "gits-dp-euler60": ("GITS, 60 Euler steps", "^", "tab:cyan"),
     "ld3-official": ("LD3 as published", "s", "tab:red"),
+    "ld3-official-uncounted": ("LD3 without its validation's calls", "<", "tab:red"),
+    "ld3-official-x100": ("LD3, decoupled rate x100", "X", "tab:red"),
     "gradient": ("gradient", "^", "tab:orange"),
     "gradient+decoupled": ("gradient, decoupled times", "D", "tab:orange"),
     "gauss-newton": ("Gauss-Newton", "o", "tab:blue"),
@@ -50,14 +53,10 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
 def method_points(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """Method -> calls and error relative to karras, geometric means over one model's cells."""
     errors: dict[str, dict[tuple[Any, ...], list[tuple[float, float]]]] = {}
-    for row in rows:
+    for row in with_best_standard(rows):
         cell, calls = (row["sampler"], row["steps"]), row["model_calls"] + row["teacher_calls"]
-        fair = row["sample_calls"] <= row["steps"]
-        names = [row["method"]]
-        if row["method"].startswith("scheduler:") and fair:
-            names.append("scheduler:best")
-        for name in names:
-            errors.setdefault(name, {}).setdefault(cell, []).append((row["heldout_error"], calls))
+        found = errors.setdefault(row["method"], {}).setdefault(cell, [])
+        found.append((row["heldout_error"], calls))
     default = errors.get("scheduler:karras", {})
     points = {}
     for method in STYLES:
@@ -65,8 +64,7 @@ def method_points(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
         for cell, seeds in errors.get(method, {}).items():
             if cell not in default:
                 continue
-            values = [error for error, _ in seeds]
-            value = min(values) if method == "scheduler:best" else sum(values) / len(values)
+            value = sum(error for error, _ in seeds) / len(seeds)
             ratios.append(value / default[cell][0][0])
             spent.append(max(sum(c for _, c in seeds) / len(seeds), 1))
         if ratios:

@@ -1,20 +1,28 @@
 """Learned schedules against published ways to choose steps, at counted model calls.
 
-Three models: digits and gmm16, whose denoisers are exact, and the demo model (cfg 1). A row is one
-method for one (model, sampler, steps) with one seed of three, which determines its training noises
-(on the demo model, the most expensive methods have one seed):
+digits and gmm16, whose denoisers are exact, and the demo model (cfg 1) are the models the methods
+of this pack were developed on; `NEW`, exact too, are those they were not: three more with Karras's
+noise levels, and five as flow models. A row is one method for one (model, sampler, steps) with one
+seed of three, which determines its training noises (on the demo model, the most expensive methods
+have one seed):
 
 - `scheduler:<name>`: ComfyUI's nine; `scheduler:karras` is the default. `ays`, `gits`: the tables
   in core, on the demo model only, since they start at Stable Diffusion's sigma of 14.6.
-- `dmn`, `gits-dp`: `methods.baselines`; `ld3-official`: `methods.official`.
+- `standard:<sampler>:<scheduler>`: what ComfyUI's users often choose, whatever the row's sampler.
+- `dmn`, `gits-dp`: `methods.baselines`, the latter on trajectories of the common teacher;
+  `gits-dp-euler60` on those of 60 Euler steps, as published. `dmn` is not for flow models, whose
+  first level is infinite in its terms.
+- `ld3-official`: `methods.official`; `-uncounted` does not count its validation, which only changes
+  its calls; `-x100` has a higher rate for decoupled times. Not for flow models.
 - `gradient`, `gauss-newton`, each also `+decoupled`, and `gauss-newton+solver+mix`, the node's full
   solver: this pack, 32 training and 32 validation noises.
-- `teacher`: dpmpp_2m with 20 karras steps, from which all methods learn.
+- `teacher`: dpmpp_2m with 20 steps, from which all methods learn: karras, or for flow models simple
+  or beta (`Problem.teacher`).
 
 `heldout_error` is the mean RMSE over noises that no method was trained on (512; demo 64) to one
-reference, Heun with 60 karras steps. `frechet` compares `frechet_samples` samples with the data:
-raw pixels and the exact moments on digits and gmm16; on the demo model, whose samples are
-expensive, 64 principal components of 512 samples, and only for seed 0. `model_calls` are the
+reference, Heun with many steps (`Problem.reference`). `frechet` compares `frechet_samples` samples
+with the data: raw pixels and the exact moments on exact problems; on the demo model, whose samples
+are expensive, 64 principal components of 512 samples, and only for seed 0. `model_calls` are the
 network evaluations that learning needed, one per call and sample in the batch: a backward pass
 counts as two, a recomputed forward pass as one; screening and validation are included.
 `teacher_calls` are the teacher's. `sample_calls` is then the cost of one sample.
@@ -57,14 +65,29 @@ OURS = (
     "gradient", "gradient+decoupled", "gauss-newton", "gauss-newton+decoupled",
     "gauss-newton+solver+mix",
 )  # fmt: skip
+OFTEN_CHOSEN = tuple(
+    f"standard:{sampler}:{scheduler}"
+    for sampler in ("euler", "res_multistep")
+    for scheduler in ("simple", "beta")
+)
+GITS = ("gits-dp", "gits-dp-euler60")
+EARLIER = ("digits", "gmm16", "demo")
+NEW = ("patches", "gauss", "moons")
+FLOW = ("digits-flow", "gmm16-flow", "patches-flow", "gauss-flow", "moons-flow")
+FLOW_SHIFTED = ("patches-flow-shift3",)
 SAMPLERS = {
     "digits": ("dpmpp_2m", "ipndm", "euler", "uni_pc"),
     "gmm16": ("dpmpp_2m", "ipndm", "euler", "uni_pc"),
     "demo": ("dpmpp_2m", "ipndm"),
+    **dict.fromkeys((*NEW, *FLOW, *FLOW_SHIFTED), ("dpmpp_2m", "ipndm", "euler")),
 }
-STEPS = {"digits": (4, 6, 8), "gmm16": (4, 6, 8), "demo": (4, 6)}
+STEPS = {
+    "digits": (4, 6, 8),
+    "gmm16": (4, 6, 8),
+    **dict.fromkeys(("demo", *NEW, *FLOW, *FLOW_SHIFTED), (4, 6)),
+}
 SEEDS = (0, 1, 2)
-DEMO_ONCE = ("ld3-official", "gradient", "gradient+decoupled", "gauss-newton+solver+mix")
+DEMO_ONCE = (*dispatch.OFFICIAL, "gradient", "gradient+decoupled", "gauss-newton+solver+mix")
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -84,11 +107,12 @@ def cells() -> Iterator[dict[str, Any]]:
 
 def _methods(model: str) -> Iterator[tuple[str, int]]:
     yield "teacher", 0
-    for name in SCHEDULERS:
-        yield f"scheduler:{name}", 0
+    for name in (*(f"scheduler:{name}" for name in SCHEDULERS), *OFTEN_CHOSEN):
+        yield name, 0
     yield from [("ays", 0), ("gits", 0)] if model == "demo" else []
-    yield "dmn", 0
-    for method in ("gits-dp", "ld3-official", *OURS):
+    flow = model in (*FLOW, *FLOW_SHIFTED)
+    yield from [] if flow else [("dmn", 0)]
+    for method in (*GITS, *([] if flow else dispatch.OFFICIAL), *OURS):
         once = model == "demo" and method in DEMO_ONCE
         for seed in SEEDS[:1] if once else SEEDS:
             yield method, seed
@@ -103,11 +127,16 @@ def row(model: str, sampler: str, steps: int, method: str, seed: int) -> dict[st
         result = dispatch.run(method, Trial(problem, live, sampler, steps, seed))
         return result, problem.error(live, result.solver)
 
-    result, error = problem.run(task)
+    def measured() -> tuple[Result, float, float | None, int]:
+        result, error = problem.run(task)
+        return result, error, *problem.frechet(result.solver, seed)
+
     if method == "teacher":  # the same in every cell
-        distance, samples = problem.cached("teacher", lambda: problem.frechet(result.solver, seed))
+        result, error, distance, samples = problem.cached(method, measured)
+    elif method in OFTEN_CHOSEN:  # the same for every sampler
+        result, error, distance, samples = problem.cached(f"{method} {steps}", measured)
     else:
-        distance, samples = problem.frechet(result.solver, seed)
+        result, error, distance, samples = measured()
     return {
         "model": model,
         "sampler": sampler,

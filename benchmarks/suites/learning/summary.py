@@ -5,26 +5,40 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.comparison import Comparison, compared
+from benchmarks.comparison import BEST, Comparison, compared, with_best_standard
 
-from .run import OURS, SAMPLERS
+from .run import EARLIER, FLOW, FLOW_SHIFTED, NEW, OFTEN_CHOSEN, OURS
 
 COMPARISONS = (
     Comparison("gauss-newton+decoupled", "ld3-official", 0.60, 1 / 6),
     Comparison("gauss-newton", "ld3-official", 0.96, 1 / 10),
     Comparison("gradient+decoupled", "ld3-official", 1.0),
     Comparison("gauss-newton+solver+mix", "ld3-official"),
+    Comparison("gauss-newton+decoupled", "ld3-official-uncounted"),
+    Comparison("gauss-newton+decoupled", "ld3-official-x100"),
+    *(
+        Comparison(method, against)
+        for method in ("gauss-newton", "gauss-newton+decoupled", "gauss-newton+solver+mix")
+        for against in (BEST, *OFTEN_CHOSEN, "gits-dp-euler60")
+    ),
+    Comparison("ld3-official-x100", "ld3-official"),
+    Comparison("gits-dp-euler60", "gits-dp"),
 )
+"""Those without aims are only reported."""
+GROUPS = (EARLIER, NEW, (*FLOW, *FLOW_SHIFTED))
+"""Models taken together; aims are for the first, with which they were set."""
 FIDELITY_CELL, FIDELITY = ("digits", "ipndm", 4), 3.5
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Geometric means over cells of ratios of means over seeds, and the fidelity to the paper."""
-    lines = ["geometric means over cells (mean of seeds in each):"]
+    lines = ["geometric means over cells (mean of seeds in each) [95 % interval]:"]
+    standard = with_best_standard(rows)
     for comparison in COMPARISONS:
-        lines += compared(rows, comparison, tuple(SAMPLERS), with_aims=True)
-        for model in SAMPLERS:
-            lines += compared(rows, comparison, (model,), with_aims=False)
+        for group in GROUPS:
+            lines += compared(standard, comparison, group, with_aims=group == EARLIER)
+            for model in group:
+                lines += compared(standard, comparison, (model,), with_aims=False)
     return "\n".join(lines + fidelity(rows))
 
 

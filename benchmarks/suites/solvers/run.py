@@ -7,7 +7,7 @@ noises.
 `schedule` "standard:<name>" is one of ComfyUI's; the extra is fitted to it as in LD3 Distill
 Solver:
 
-- `none`: the sampler itself, which does not depend on the seed.
+- `none`: the sampler itself, which does not depend on the seed; also for `OFTEN_CHOSEN`.
 - `d-ode`: D-ODE's lambdas from 16 training and 16 validation noises. Its model calls include those
   of its own teacher (dpmpp_2m in ten times the steps, through the student's states);
   `teacher_calls` are 0.
@@ -73,6 +73,12 @@ COLUMNS = {
     "seconds": 8,
 }
 EXACT, STEPS, SEEDS = ("digits", "gmm16"), (3, 4, 5, 6, 8), (0, 1, 2)
+OFTEN_CHOSEN = tuple(
+    (sampler, scheduler)
+    for sampler in ("euler", "res_multistep")
+    for scheduler in ("simple", "beta")
+)
+"""What ComfyUI's users often sample with: measured as it is."""
 STANDARD_SAMPLERS = ("euler", "ipndm", "deis", "dpmpp_2m", "heun", "dpm_2")
 SCHEDULERS = ("karras", "exponential", "beta")
 DEMO_SCHEDULERS = (*SCHEDULERS, "normal")  # on the exact problems that is exponential
@@ -117,6 +123,10 @@ def _standard_cells(
                 for extras, seed in [("none", 0), *(("d-ode", seed) for seed in seeds)]:
                     schedule = f"standard:{scheduler}"
                     yield _cell(model, sampler, steps, seed, schedule, extras)
+    for sampler, scheduler in OFTEN_CHOSEN:
+        if sampler not in STANDARD_SAMPLERS or scheduler not in SCHEDULERS:
+            for steps in all_steps:
+                yield _cell(model, sampler, steps, 0, f"standard:{scheduler}", "none")
 
 
 def _learned_cells(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.comparison import Comparison, compared, geometric_mean, reached
+from benchmarks.comparison import Comparison, clustered_mean, compared, reached
 
-from .run import DISTILL_NOISES
+from .run import DISTILL_NOISES, LEARNED_SAMPLERS, OFTEN_CHOSEN
 
 SUMMARY_STEPS = {"standard": (4, 6, 8), "learned": (4, 6)}
 JUDGED = ("digits", "demo")  # the modes of gmm16 are a different difficulty
@@ -20,6 +20,7 @@ COMPARISONS = (
     Comparison("solver+mix", "gs-long"),
     Comparison("decoupled", "none"),
     Comparison("d-ode", "none"),
+    *(Comparison("solver+mix", ":".join(chosen)) for chosen in OFTEN_CHOSEN),
 )
 """Those without aims are only reported."""
 
@@ -31,7 +32,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             *improvements([r for r in standard if r["steps"] in SUMMARY_STEPS["standard"]]),
-            *learned_ratios([r for r in learned if r["steps"] in SUMMARY_STEPS["learned"]]),
+            *learned_ratios([r for r in rows if r["steps"] in SUMMARY_STEPS["learned"]]),
             *closer_states(standard, "standard schedules"),
             *closer_states(learned, "learned schedules"),
         ]
@@ -67,10 +68,14 @@ def improvements(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "D-ODE on standard schedules of 4, 6 and 8 steps (mean of seeds in each cell):"
     together = tuple(model for model in JUDGED if model in models)
     for group in ([together] if together else []) + [(model,) for model in models]:
-        found = [ratio for cell, ratio in ratios_of.items() if cell[0] in group]
+        clusters: dict[Any, list[float]] = {}
+        for cell, ratio in ratios_of.items():
+            if cell[0] in group:
+                clusters.setdefault(cell[:2], []).append(ratio)
+        found = [ratio for ratios in clusters.values() for ratio in ratios]
         share = sum(ratio < 1 for ratio in found) / len(found)
         text = f"  {'+'.join(group)} ({len(found)} cells): better in {share:.1%}, error "
-        text += f"x{geometric_mean(found):.3f}, worst x{max(found):.3f}"
+        text += f"x{clustered_mean(clusters)}, worst x{max(found):.3f}"
         if group == together:
             text += f" (aim: better in {IMPROVED:.0%}; {reached(share >= IMPROVED)})"
         yield text
@@ -85,14 +90,24 @@ def improvements(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def learned_ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Errors and calls of learned solvers over others', for all models and for each."""
-    models = tuple(dict.fromkeys(row["model"] for row in rows))
+    learned = [row for row in rows if row["schedule"] == "learned"]
+    models = tuple(dict.fromkeys(row["model"] for row in learned))
     if not models:
         return
-    yield "learned, 4 and 6 steps, geometric means over cells (mean of seeds in each):"
-    methods = [{**row, "method": row["extras"]} for row in rows]
+    yield "learned, 4 and 6 steps, geometric means over cells (mean of seeds in each) [95 %]:"
+    methods = [*({**row, "method": row["extras"]} for row in learned), *often_chosen(rows)]
     for comparison in COMPARISONS:
         for group in dict.fromkeys([models, *((model,) for model in models)]):
             yield from compared(methods, comparison, group, with_aims=True)
+
+
+def often_chosen(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of `OFTEN_CHOSEN` as methods "sampler:scheduler", repeated for every learned sampler."""
+    for row in rows:
+        chosen = row["sampler"], row["schedule"].removeprefix("standard:")
+        if chosen in OFTEN_CHOSEN and row["extras"] == "none":
+            for sampler in LEARNED_SAMPLERS:
+                yield {**row, "sampler": sampler, "method": ":".join(chosen)}
 
 
 def closer_states(rows: list[dict[str, Any]], name: str) -> Iterator[str]:
