@@ -96,35 +96,51 @@ def with_best_standard(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ratios(rows: list[dict[str, Any]], comparison: Comparison) -> Ratios | None:
-    """None if no cell has both methods."""
-    ours, theirs = (cell_means(rows, name) for name in (comparison.method, comparison.against))
-    both = [cell for cell in ours if cell in theirs]
-    if not both:
-        return None
+    """Of means over the seeds that both methods have; None if no cell has both methods.
+
+    A method without any calls is the same for every seed.
+    """
+    ours, theirs = (by_seed(rows, name) for name in (comparison.method, comparison.against))
     errors: dict[tuple[str, str], list[float]] = {}
-    for cell in both:
-        errors.setdefault(cell[:2], []).append(ours[cell][0] / theirs[cell][0])
-    # a standard schedule needs none
-    without = any(theirs[cell][1] == 0 for cell in both)
-    calls = math.inf if without else geometric_mean(ours[c][1] / theirs[c][1] for c in both)
-    wins = sum(ours[cell][0] <= theirs[cell][0] for cell in both)
-    return Ratios(len(both), wins, clustered_mean(errors), calls)
+    calls, wins = [], 0
+    for cell in ours:
+        means = _common_means(ours[cell], theirs.get(cell, {}))
+        if means is None:
+            continue
+        (error, spent), (their_error, their_spent) = means
+        errors.setdefault(cell[:2], []).append(error / their_error)
+        calls.append(spent / their_spent if their_spent else math.inf)
+        wins += error <= their_error
+    if not errors:
+        return None
+    mean_calls = geometric_mean(calls) if all(calls) else 0.0
+    return Ratios(len(calls), wins, clustered_mean(errors), mean_calls)
 
 
-def cell_means(
-    rows: list[dict[str, Any]], method: str
-) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """(model, sampler, steps) -> mean error and mean model and teacher calls over seeds."""
-    found: dict[tuple[str, str, int], list[tuple[float, int]]] = {}
+Seeds = dict[int, tuple[float, int]]
+
+
+def by_seed(rows: list[dict[str, Any]], method: str) -> dict[tuple[str, str, int], Seeds]:
+    """(model, sampler, steps) -> seed -> error, and model and teacher calls."""
+    found: dict[tuple[str, str, int], Seeds] = {}
     for r in rows:
         if r["method"] == method:
-            calls = r["model_calls"] + r["teacher_calls"]
-            cell = (r["model"], r["sampler"], r["steps"])
-            found.setdefault(cell, []).append((r["heldout_error"], calls))
-    return {
-        cell: (sum(e for e, _ in seeds) / len(seeds), sum(c for _, c in seeds) / len(seeds))
-        for cell, seeds in found.items()
-    }
+            seeds = found.setdefault((r["model"], r["sampler"], r["steps"]), {})
+            seeds[r["seed"]] = r["heldout_error"], r["model_calls"] + r["teacher_calls"]
+    return found
+
+
+def _common_means(*methods: Seeds) -> list[tuple[float, float]] | None:
+    """Mean error and calls of each method over the seeds of those that depend on a seed."""
+    seeded = [seeds for seeds in methods if any(calls for _, calls in seeds.values())]
+    common = set.intersection(*(set(seeds) for seeds in seeded or methods))
+    means = []
+    for seeds in methods:
+        used = [seeds[s] for s in common] if seeds in seeded else list(seeds.values())
+        if not used:
+            return None
+        means.append((sum(e for e, _ in used) / len(used), sum(c for _, c in used) / len(used)))
+    return means
 
 
 def compared(

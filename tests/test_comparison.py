@@ -66,7 +66,8 @@ def test_a_ratio_is_that_of_means_over_seeds_and_its_clusters_are_model_and_samp
     rows = [
         row("ours", 0.1),
         row("ours", 0.3, seed=1),
-        row("theirs", 0.4),
+        row("theirs", 0.3),
+        row("theirs", 0.5, seed=1),
         row("ours", 0.2, steps=4),
         row("theirs", 0.4, steps=4),
         row("ours", 0.4, sampler="ipndm"),
@@ -92,6 +93,20 @@ def test_schedules_with_more_calls_than_the_student_do_not_compete() -> None:
     ]
     best = [r for r in with_best_standard(rows) if r["method"] == BEST]
     assert [(r["steps"], r["heldout_error"]) for r in best] == [(6, 0.2), (4, 0.15)]
+
+
+def test_only_seeds_that_both_methods_have_are_compared() -> None:
+    """Seeds decide the training noises, on which errors depend."""
+    rows = [row("ours", 0.1), row("ours", 0.9, seed=1), row("theirs", 0.2)]
+    found = ratios(rows, Comparison("ours", "theirs"))
+    assert found is not None and found.error.value == pytest.approx(0.5)
+    assert (
+        ratios([row("ours", 0.1), row("theirs", 0.2, seed=1)], Comparison("ours", "theirs")) is None
+    )
+    # a method that learns nothing is the same for every seed
+    rows = [row("ours", 0.1), row("ours", 0.3, seed=1), row("plain", 0.2, model_calls=0)]
+    found = ratios(rows, Comparison("ours", "plain"))
+    assert found is not None and found.error.value == pytest.approx(1.0)
 
 
 def test_no_calls_of_the_other_are_an_infinite_ratio() -> None:
