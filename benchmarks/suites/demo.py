@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.comparison import geometric_mean
+from benchmarks.comparison import clustered_mean
 from benchmarks.problems.demo_model import PROMPT
 
 TITLE = "Demo model: mean RMSE to the teacher on 64 test noises, learned vs best of nine schedulers"
@@ -89,7 +89,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Geometric mean ratio per guidance scale."""
     lines = []
     for cfg in sorted({row["cfg"] for row in rows}):
-        ratios = [row["ratio"] for row in rows if row["cfg"] == cfg]
-        mean = geometric_mean(ratios)
-        lines.append(f"cfg {cfg:g}: geometric mean ratio {mean:.3f}, worst {max(ratios):.3f}")
+        clusters: dict[str, list[float]] = {}
+        for row in rows:
+            if row["cfg"] == cfg:
+                clusters.setdefault(row["sampler"], []).append(row["ratio"])
+        worst = max(max(ratios) for ratios in clusters.values())
+        mean = clustered_mean(clusters)
+        lines.append(f"cfg {cfg:g}: geometric mean ratio {mean}, worst {worst:.3f}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison import geometric_mean
+from benchmarks.comparison import clustered_mean
 from benchmarks.problems import registry
 from benchmarks.problems.problem import Problem
 from ld3.metrics import rmse
@@ -61,11 +61,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
         best[key] = min(found["error"], best.get(key, found["error"]))
     lines = ["error over that of the best scheduler: geometric mean, worst"]
     for scheduler in SCHEDULERS:
-        ratios = [
-            found["error"] / best[found["problem"], found["shift"]]
-            for found in rows
-            if found["scheduler"] == scheduler
-        ]
-        if ratios:
-            lines.append(f"{scheduler:>11} {geometric_mean(ratios):6.2f} {max(ratios):6.2f}")
+        clusters: dict[str, list[float]] = {}
+        for found in rows:
+            if found["scheduler"] == scheduler:
+                ratio = found["error"] / best[found["problem"], found["shift"]]
+                clusters.setdefault(found["problem"], []).append(ratio)
+        if clusters:
+            worst = max(max(ratios) for ratios in clusters.values())
+            lines.append(f"{scheduler:>11} {clustered_mean(clusters)} {worst:6.2f}")
     return "\n".join(lines)
