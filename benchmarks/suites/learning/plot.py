@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.comparison import BEST, geometric_mean, with_best_standard
 
+PANELS = 3  # in a row
 FEWEST_CALLS = 100  # position of methods without calls
 STYLES = {
     "scheduler:karras": ("karras", "x", "0.5"),
@@ -34,8 +36,14 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     Each point is the geometric mean over samplers and steps of means over seeds.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(max(4.6 * len(models), 10.5), 4.6), layout="constrained")
-    axes = figure.subplots(1, max(len(models), 1), squeeze=False, sharey=True)[0]
+    columns = min(max(len(models), 1), PANELS)
+    lines = math.ceil(max(len(models), 1) / columns)
+    size = max(4.6 * columns, 10.5), 1.2 + 3.4 * lines
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey="row")
+    axes = list(grid.flat)
+    for axis in axes[len(models) :]:
+        axis.set_visible(False)
     for axis, model in zip(axes, models, strict=False):
         points = method_points([row for row in rows if row["model"] == model])
         for method, (calls, error) in points.items():
@@ -44,7 +52,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
             axis.plot(place, error, marker, color=colour, label=label, markersize=9)
         axis.set(xscale="log", yscale="log", title=model, xlabel="model and teacher calls")
         axis.grid(which="both", alpha=0.25)
-    axes[0].set_ylabel("test error / karras's")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("test error / karras's")
     handles = {h.get_label(): h for axis in axes for h in axis.get_legend_handles_labels()[0]}
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=3)
     return figure
