@@ -22,6 +22,10 @@ from .trajectories import TeacherTrajectories, subsample
 logger = logging.getLogger(__name__)
 
 
+class UndefinedSamples(ValueError):
+    """Samples that contain infinite or undefined values."""
+
+
 @dataclass(frozen=True, eq=False)
 class TeacherSamples:
     """Noises, the latents they are added to, and the teacher's samples, all (n, *latent) float32.
@@ -119,7 +123,7 @@ def sample_teacher(
         before_batch: called before every batch, where a caller may interrupt.
 
     Raises:
-        ValueError: the model returned infinite or undefined values.
+        UndefinedSamples: the model returned infinite or undefined values.
     """
     targets, histories = [], []
     for batch in TeacherSamples(noise, latent, noise).batches(model):
@@ -139,7 +143,7 @@ def sample_teacher(
 def _check_finite(target: Tensor) -> None:
     bad = int((~torch.isfinite(target.flatten(1)).all(1)).sum())
     if bad:
-        raise ValueError(
+        raise UndefinedSamples(
             f"the teacher's result is infinite or undefined (NaN) for {bad} of {len(target)} "
             "noises; check that the model works in a plain KSampler with the teacher's sampler "
             "and scheduler"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..ld3.comfy.distilling_job import DistillResult
+from ..ld3.comfy.requests import AUTO
 from ..ld3.comfy.training_job import TrainingResult
 from ..ld3.schedule import ScheduleInfo
 from ..ld3.table import Extra
 from ..ld3.training.report import Report
+from ..ld3.training.teacher_choice import TeacherCheck
 
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples are visibly alike
 OVERFITTED = 0.5  # training error over test error, below which the noises were overfitted
 POOR_FLOW_SCHEDULERS = ("karras", "exponential")  # docs/benchmarks.md, "Which teacher"
+FAR_TEACHER = 0.2  # error over the samples' standard deviation, above which images differ visibly
 
 
 def training_summary(result: TrainingResult) -> str:
@@ -24,6 +29,9 @@ def training_summary(result: TrainingResult) -> str:
         parts.append(f"error to the teacher {report.test_error:.4g}")
     if report.training_error is not None:
         parts.append(f"on the training noises {report.training_error:.4g}")
+    teacher = teacher_summary(info.teacher)
+    if teacher:
+        parts.append(teacher)
     standard = _best_standard(report)
     if standard:
         parts.append(f"best standard schedule ({standard[0]}) {standard[1]:.4g}")
@@ -32,16 +40,32 @@ def training_summary(result: TrainingResult) -> str:
     return "; ".join(parts)
 
 
+def teacher_summary(teacher: dict[str, Any]) -> str:
+    """What the teacher is and how far its samples are from those of more steps; "" if not known.
+
+    Args:
+        teacher: of a `ScheduleInfo`; files of older versions lack its test.
+    """
+    check = _check(teacher)
+    if check is None:
+        return ""
+    name, error = teacher["scheduler"], check.errors[teacher["scheduler"]]
+    text = f"teacher: {teacher['sampler']} + {name}, {teacher['steps']} steps"
+    if error is None or not check.deviation:
+        return f"{text}; could not be checked"
+    text += (
+        f"; checked: its samples are within {error:.2g} ({error / check.deviation:.1%} of their "
+        f"standard deviation) of {check.reference_steps} steps"
+    )
+    others = [f"{n} {_number(e)}" for n, e in check.errors.items() if n != name]
+    return f"{text}; {', '.join(others)}" if others else text
+
+
 def training_warnings(info: ScheduleInfo) -> list[str]:
     """What a user should know before relying on the result."""
     report, found = Report.from_json(info.report), []
     learned, trained = report.test_error, report.training_error
-    scheduler = info.teacher.get("scheduler")
-    if info.prediction_type == "flow" and scheduler in POOR_FLOW_SCHEDULERS:
-        found.append(
-            f"teacher_scheduler is {scheduler}: for many flow models its samples have large "
-            "errors, and the schedule learns to reproduce them; use simple or beta"
-        )
+    found += _teacher_warnings(info, learned)
     standard = _best_standard(report)
     if standard and learned is not None and standard[1] < learned:
         found.append(
@@ -61,6 +85,50 @@ def training_warnings(info: ScheduleInfo) -> list[str]:
             "steps (lower teacher_steps)"
         )
     return found
+
+
+def _teacher_warnings(info: ScheduleInfo, learned: float | None) -> list[str]:
+    """What is wrong with the teacher; `learned` is the schedule's error to it."""
+    teacher, check, found = info.teacher, _check(info.teacher), []
+    name = teacher.get("scheduler", "")
+    if check is None:
+        if info.prediction_type == "flow" and name in POOR_FLOW_SCHEDULERS:
+            found.append(
+                f"teacher_scheduler is {name}: for many flow models its samples have large "
+                "errors, and the schedule learns to reproduce them; use auto, simple or beta"
+            )
+        return found
+    error, better = check.errors[name], check.better_than(name)
+    steps = check.reference_steps
+    if better is not None:
+        found.append(
+            f"teacher_scheduler is {name}: where they differ most, its samples are "
+            f"{_number(error)} from those of {steps} steps, those of {better} "
+            f"{_number(check.errors[better])}, and the schedule learns to reproduce its errors; "
+            f"choose {AUTO} as teacher_scheduler"
+        )
+    elif error is not None and check.deviation and error > FAR_TEACHER * check.deviation:
+        found.append(
+            f"the teacher's samples are {error:.2g} from those of {steps} steps "
+            f"({error / check.deviation:.0%} of their standard deviation): raise teacher_steps to "
+            "come closer to the exact solution"
+        )
+    elif error is not None and learned is not None and error > learned:
+        found.append(
+            f"the teacher's samples are {error:.2g} from those of {steps} steps, the schedule's "
+            f"{learned:.2g} from the teacher's: the teacher is the less exact one; raise "
+            "teacher_steps"
+        )
+    return found
+
+
+def _check(teacher: dict[str, Any]) -> TeacherCheck | None:
+    found = teacher.get("check")
+    return None if found is None else TeacherCheck(**found)
+
+
+def _number(error: float | None) -> str:
+    return "not finite" if error is None else f"{error:.2g}"
 
 
 def _best_standard(report: Report) -> tuple[str, float] | None:

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..ld3.comfy import core_samplers
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.requests import (
+    AUTO,
     GAUSS_NEWTON,
     LEARN,
     OPTIMIZERS,
@@ -115,11 +116,13 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "teacher_scheduler",
-                    options=core_samplers.scheduler_names(),
-                    default="karras",
-                    tooltip="Scheduler of the teacher. karras is close to the exact solution for "
-                    "eps and v models (SD, SDXL); use simple or beta for flow models (Flux, SD3). "
-                    "Choose the one whose images you prefer in many steps.",
+                    options=[AUTO, *core_samplers.scheduler_names()],
+                    default=AUTO,
+                    tooltip="Scheduler of the teacher. auto: the levels halfway between karras and "
+                    "beta for flow models (Flux, SD3), exponential for others (SD, SDXL), or "
+                    "karras if a short test with twice the steps finds it closer to the exact "
+                    "solution. A scheduler you choose is used, and tested too: a warning names a "
+                    "clearly better one. Typical: auto.",
                 ),
                 io.Int.Input(
                     "teacher_steps",

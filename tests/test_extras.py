@@ -499,6 +499,12 @@ def test_a_missing_lpips_network_is_named_and_nothing_is_saved(
     assert set(ld3_folder.iterdir()) == files
 
 
+def teacher(karras: float | None, beta: float | None) -> dict[str, Any]:
+    """A teacher with the scheduler karras that was tested against beta."""
+    check = {"errors": {"karras": karras, "beta": beta}, "reference_steps": 40, "calls": 1}
+    return {"scheduler": "karras", "check": check | {"deviation": 1.0}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "parts"),
@@ -507,7 +513,19 @@ def test_a_missing_lpips_network_is_named_and_nothing_is_saved(
         ({"spread": 0.95, "heldout_error": 1e9}, ["closer", "1e+09", "training_noises"]),
         ({"spread": 0.95, "heldout_error": 2e-9, "training_error": 1e-10}, ["overfitted", "1e-10"]),
         (GOOD, []),
-        (GOOD | FLOW | {"teacher": {"scheduler": "karras"}}, ["karras", "simple or beta"]),
+        (
+            GOOD | FLOW | {"teacher": {"scheduler": "karras"}},
+            ["karras", "use auto, simple or beta"],
+        ),
+        (GOOD | FLOW | {"teacher": teacher(0.5, 0.01)}, ["karras", "0.5", "beta 0.01", "auto"]),
+        ({"spread": 0.95, "heldout_error": 0.02, "teacher": teacher(0.015, 0.01)}, []),
+        (GOOD | {"teacher": teacher(0.3, 0.3)}, ["30%", "40 steps", "raise teacher_steps"]),
+        (GOOD | {"teacher": teacher(None, 0.01)}, ["not finite", "choose auto"]),
+        (GOOD | {"teacher": teacher(None, None)}, []),
+        (
+            {"spread": 1.0, "heldout_error": 1e-3, "teacher": teacher(0.01, 0.01)},
+            ["less exact", "0.001"],
+        ),
         (GOOD | FLOW | {"teacher": {"scheduler": "beta"}}, []),
         (GOOD | {"teacher": {"scheduler": "karras"}}, []),
     ],
@@ -518,7 +536,9 @@ def test_poor_results_have_warnings(
     changed = dict(changed)
     messages = sys.modules[f"{pack.__name__}.nodes.messages"]
     info = train(learn="time steps", name="plain", iterations=1)[2].info
-    kind = {key: changed.pop(key) for key in ("prediction_type", "teacher") if key in changed}
+    untested = {"teacher": {"scheduler": "karras"}}
+    kinds = ("prediction_type", "teacher")
+    kind = untested | {key: changed.pop(key) for key in kinds if key in changed}
     info = replace(info, report=info.report | changed, **kind)
     warnings = messages.training_warnings(info)
     assert all(part in " ".join(warnings) for part in parts)

@@ -24,6 +24,8 @@ LEARN: dict[str, dict[str, Any]] = {
     "time steps + full solver": {"decoupled": True, "order": 1, "output_mix": True},
 }
 PUBLISHED_RADIUS = -1.0
+AUTO = "auto"
+"""A teacher_scheduler: choose by the model's prediction type and a short test."""
 
 
 @dataclass(frozen=True)

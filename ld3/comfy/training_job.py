@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..metrics import IMAGE_DISTANCES
-from ..parameters import check_sigmas
 from ..schedule import Schedule, ScheduleInfo, check_name
 from ..teacher import TargetStore
-from ..training.report import Report
+from ..tracing import TracedSampler
+from ..training.report import Progress, ProgressReporter, Report
 from ..training.settings import TrainingSettings
+from ..training.teacher_choice import (
+    Candidate,
+    TeacherCheck,
+    check_teachers,
+    checked_noises,
+    planned_calls,
+)
 from ..training.train import Learned, TrainingProblem, train
 from . import core_samplers, fingerprint, folders
+from .auto_teacher import TeacherOptions, teacher_options
 from .gradient.differentiable_model import differentiable_run, normal_tensors
 from .gradient.gradient_check import check_gradient
 from .guided_run import GuidedRun, check_stateless
 from .image_distance import check_image_distance, feature_map, load_together
 from .job import GraphInputs, Job
 from .progress import LiveProgress
-from .requests import TrainingRequest
+from .requests import AUTO, TrainingRequest
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,13 @@ def train_schedule(
         return TrainingResult(*saved, trained=False, seconds=0.0)
 
     started = time.monotonic()
-    teacher_sigmas = _teacher_sigmas(inputs.model, request)
-    store = TargetStore(folders.target_folder(), job.key(request.teacher_facts()))
+    teachers = teacher_options(inputs.model, request)
     baselines = core_samplers.standard_schedules(
         inputs.model, request.sampler_name, request.steps, request.denoise
     )
-    training = _Training(job, request, settings, teacher_sigmas, baselines, vae, store)
-    learned = job.run(training.run, teacher_sigmas, request.batch_size, request.seed)
+    training = _Training(job, request, settings, teachers, baselines, vae)
+    first_sigmas = teachers.sigmas[teachers.first]
+    learned, teacher = job.run(training.run, first_sigmas, request.batch_size, request.seed)
     solver = learned.solver
     info = ScheduleInfo(
         sampler=request.sampler_name,
@@ -83,8 +91,10 @@ def train_schedule(
         denoise=request.denoise,
         teacher={
             "sampler": request.teacher_sampler,
-            "scheduler": request.teacher_scheduler,
+            "scheduler": teacher.scheduler,
             "steps": request.teacher_steps,
+            "requested": request.teacher_scheduler,
+            "check": teacher.check.as_json() if teacher.check else None,
         },
         method=request.method,
         extras=learned.report.extras,
@@ -97,23 +107,11 @@ def train_schedule(
     return TrainingResult(schedule, path, trained=True, seconds=time.monotonic() - started)
 
 
-def _teacher_sigmas(model: Any, request: TrainingRequest) -> Tensor:
-    sigmas = core_samplers.scheduler_sigmas(
-        model,
-        request.teacher_sampler,
-        request.teacher_scheduler,
-        request.teacher_steps,
-        request.denoise,
-    )
-    try:
-        check_sigmas(sigmas)
-    except ValueError as error:
-        raise ValueError(
-            f"teacher_steps is {request.teacher_steps}; the scheduler "
-            f"{request.teacher_scheduler!r} has fewer distinct noise levels: use fewer "
-            "teacher_steps, or another teacher_scheduler"
-        ) from error
-    return sigmas
+class _Teacher(NamedTuple):
+    """The teacher's scheduler, and how it compared with others if it was tested."""
+
+    scheduler: str
+    check: TeacherCheck | None
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,12 @@ class _Training:
     job: Job
     request: TrainingRequest
     settings: TrainingSettings
-    teacher_sigmas: Tensor
+    teachers: TeacherOptions
     baselines: dict[str, Tensor]
     vae: Any  # for distances between images, else None
-    store: TargetStore
 
-    def run(self, guided: GuidedRun) -> Learned:
-        """Learn."""
+    def run(self, guided: GuidedRun) -> tuple[Learned, _Teacher]:
+        """Choose the teacher, then learn from it."""
         request, job = self.request, self.job
         noises, latents = job.noises(request.seed, self.settings.noises)
         with ExitStack() as stack:
@@ -141,9 +138,59 @@ class _Training:
             check_stateless(guided, noises, latents)
             if request.gradient:
                 check_gradient(guided, noises[:1], latents[:1])
+            traced = self._traced_teacher(guided)
+            progress = LiveProgress()
+            teacher = self._teacher(guided, traced, noises, latents, progress)
             features = self._image_features(guided, latents[:1], stack) if self.vae else None
-            problem = self._problem(guided, features)
-            return train(problem, self.settings, noises, latents, self.store, LiveProgress())
+            problem = self._problem(guided, traced, teacher.scheduler, features)
+            calls = teacher.check.calls if teacher.check else 0
+
+            def later(event: Progress) -> None:
+                planned = event.planned_calls + calls
+                progress(replace(event, calls=event.calls + calls, planned_calls=planned))
+
+            store = self._store(teacher.scheduler)
+            learned = train(problem, self.settings, noises, latents, store, later)
+        report = replace(learned.report, teacher_calls=learned.report.teacher_calls + calls)
+        return Learned(learned.solver, report), teacher
+
+    def _traced_teacher(self, guided: GuidedRun) -> TracedSampler:
+        teachers, sampler = self.teachers, self.request.teacher_sampler
+        sigmas = teachers.sigmas[teachers.first]
+        wrap = guided.model_wrap
+        return core_samplers.widget_sampler("teacher_sampler", sampler, sigmas, wrap)
+
+    def _teacher(
+        self,
+        guided: GuidedRun,
+        traced: TracedSampler,
+        noises: Tensor,
+        latents: Tensor,
+        progress: LiveProgress,
+    ) -> _Teacher:
+        """Test the teacher; "auto" takes the best one."""
+        teachers, request = self.teachers, self.request
+        if teachers.reference is None:
+            return _Teacher(teachers.first, None)
+        candidates = {
+            name: Candidate(traced.discretization(sigmas), self._store(name))
+            for name, sigmas in teachers.sigmas.items()
+        }
+        reference = traced.discretization(teachers.reference)
+        count = checked_noises(self.settings.training_noises, guided.model.batch_size)
+        planned = planned_calls(candidates, reference, count)
+        # all that is certain to follow; the training knows the rest
+        planned += self.settings.noises * candidates[teachers.first].solver.table.model_calls
+        on_stage = ProgressReporter(guided.model, planned, progress).stage
+        check = check_teachers(
+            guided.model, candidates, reference, noises[:count], latents[:count], on_stage
+        )
+        return _Teacher(check.best if request.teacher_scheduler == AUTO else teachers.first, check)
+
+    def _store(self, scheduler: str) -> TargetStore:
+        """Where a teacher's samples are kept."""
+        facts = self.request.teacher_facts() | {"teacher_scheduler": scheduler}
+        return TargetStore(folders.target_folder(), self.job.key(facts))
 
     def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
         """What the distance compares, with VAE and model loaded side by side."""
@@ -152,18 +199,17 @@ class _Training:
             stack.enter_context(normal_tensors(self.vae.first_stage_model))
         return feature_map(self.request.distance, self.vae, guided.model_wrap, latent)
 
-    def _problem(self, guided: GuidedRun, features: Any) -> TrainingProblem:
+    def _problem(
+        self, guided: GuidedRun, teacher: TracedSampler, scheduler: str, features: Any
+    ) -> TrainingProblem:
         request = self.request
-        teacher = core_samplers.widget_sampler(
-            "teacher_sampler", request.teacher_sampler, self.teacher_sigmas, guided.model_wrap
-        )
         sampler = core_samplers.widget_sampler(
             "sampler_name", request.sampler_name, self._any_schedule(), guided.model_wrap
         )
         return TrainingProblem(
             guided.model,
             sampler,
-            teacher.discretization(self.teacher_sigmas),
+            teacher.discretization(self.teachers.sigmas[scheduler]),
             self._start_sigma(guided.sampling),
             self.baselines,
             teacher_sampler=teacher,
@@ -172,12 +218,13 @@ class _Training:
 
     def _any_schedule(self) -> Tensor:
         """Some schedule with the student's steps: levels of the teacher."""
-        last = len(self.teacher_sigmas) - 1
+        sigmas = self.teachers.sigmas[self.teachers.first]
+        last = len(sigmas) - 1
         chosen = torch.linspace(0, last, min(self.request.steps, last) + 1).round().long()
-        return self.teacher_sigmas[chosen]
+        return sigmas[chosen]
 
     def _start_sigma(self, sampling: Any) -> float:
         """The model's largest noise level, or with denoise below 1 the teacher's first."""
         if self.request.denoise > 0.9999:
             return float(sampling.sigma_max)
-        return float(self.teacher_sigmas[0])
+        return float(self.teachers.sigmas[self.teachers.first][0])
