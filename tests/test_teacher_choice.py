@@ -21,6 +21,7 @@ from ld3.training.teacher_choice import (
     checked_noises,
     mean_sigmas,
     planned_calls,
+    rounds_of,
 )
 
 from .exact_problems import (
@@ -64,14 +65,15 @@ def candidates_of(given: Problem, steps: int = STEPS) -> dict[str, Candidate]:
     return {KARRAS_BETA: Candidate(mean_teacher(given, steps)), "karras": Candidate(karras)}
 
 
-def noises(given: Problem, seed: int, count: int = 8) -> tuple[Tensor, Tensor]:
+def noises(given: Problem, seed: int, count: int = 16) -> tuple[Tensor, Tensor]:
     noise = torch.randn(count, *given.shape, generator=torch.Generator().manual_seed(seed))
     return noise, torch.zeros_like(noise)
 
 
 def checked(given: Problem, seed: int) -> TeacherCheck:
     candidates, reference = candidates_of(given), mean_teacher(given, 2 * STEPS)
-    return check_teachers(given.model, candidates, reference, *noises(given, seed))
+    rounds = rounds_of(*noises(given, seed), 8)
+    return check_teachers(given.model, candidates, reference, rounds)
 
 
 def test_auto_never_chooses_karras_for_a_flow_model_whose_samples_jump() -> None:
@@ -98,12 +100,27 @@ def test_a_difference_too_small_to_matter_is_not_reported() -> None:
     assert replace(check, deviation=0.5).better_than("karras") == "beta"
 
 
+ROUND = 8 * 2 * STEPS + 3 * 2 * STEPS  # two candidates and the reference
+
+
 def test_a_check_makes_the_calls_it_plans_and_repeats_itself_bit_for_bit() -> None:
-    given = problem("flow")
-    planned = planned_calls(candidates_of(given), mean_teacher(given, 2 * STEPS), 8)
+    given = smooth_flow()
+    rounds = rounds_of(*noises(given, 3), 8)
+    planned = planned_calls(candidates_of(given), mean_teacher(given, 2 * STEPS), rounds)
     first = checked(given, 3)
-    assert first.calls == planned == 8 * 2 * STEPS + 3 * 2 * STEPS
+    assert first.calls == planned == 2 * ROUND
     assert checked(given, 3) == first
+
+
+def test_only_a_candidate_better_than_the_first_needs_a_second_round() -> None:
+    assert checked(problem("flow"), 3).calls == ROUND
+    assert checked(smooth_flow(), 3).calls == 2 * ROUND
+
+
+def test_rounds_are_complete_and_two_at_most() -> None:
+    noise = torch.zeros(20, 2)
+    assert [len(part) for part, _ in rounds_of(noise, noise, 8)] == [8, 8]
+    assert [len(part) for part, _ in rounds_of(noise[:12], noise[:12], 8)] == [8]
 
 
 def test_the_reference_samples_the_noise_that_jumps() -> None:
@@ -118,7 +135,7 @@ def test_the_reference_samples_the_noise_that_jumps() -> None:
         return scale(batch, latent, sigma)
 
     given.model.scale_noise = scale_noise
-    check_teachers(given.model, candidates, reference, noise, latent)
+    check_teachers(given.model, candidates, reference, [(noise, latent)])
     results = [given.model.sample(c.solver, noise, latent)[0] for c in candidates.values()]
     worst = int((results[0] - results[1]).norm(dim=1).argmax())
     judged = seen[2]

@@ -24,6 +24,7 @@ from ..training.teacher_choice import (
     check_teachers,
     checked_noises,
     planned_calls,
+    rounds_of,
 )
 from ..training.train import Learned, TrainingProblem, train
 from . import core_samplers, fingerprint, folders
@@ -177,14 +178,14 @@ class _Training:
             for name, sigmas in teachers.sigmas.items()
         }
         reference = traced.discretization(teachers.reference)
-        count = checked_noises(self.settings.training_noises, guided.model.batch_size)
-        planned = planned_calls(candidates, reference, count)
+        training_noises = self.settings.training_noises
+        count = checked_noises(training_noises, guided.model.batch_size)
+        rounds = rounds_of(noises[:training_noises], latents[:training_noises], count)
+        planned = planned_calls(candidates, reference, rounds)
         # all that is certain to follow; the training knows the rest
         planned += self.settings.noises * candidates[teachers.first].solver.table.model_calls
         on_stage = ProgressReporter(guided.model, planned, progress).stage
-        check = check_teachers(
-            guided.model, candidates, reference, noises[:count], latents[:count], on_stage
-        )
+        check = check_teachers(guided.model, candidates, reference, rounds, on_stage)
         return _Teacher(check.best if request.teacher_scheduler == AUTO else teachers.first, check)
 
     def _store(self, scheduler: str) -> TargetStore:

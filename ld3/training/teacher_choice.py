@@ -3,13 +3,17 @@
 A teacher that is good on most noises can be wrong on a few, which it leads into another mode. Such
 noises are rare, so a few noises judged at random miss them. But on them candidates disagree: all
 candidates sample some noises, and the expensive reference samples only those few on which their
-samples differ most.
+samples differ most. The first candidate is the one that is seldom wrong: another must be better on
+two sets of noises taken together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,8 +27,11 @@ from ..table import Discretization
 from ..teacher import TargetStore, UndefinedSamples, sample_teacher
 from .report import finite
 
-LEAST_NOISES, MOST_NOISES = 8, 16  # that all candidates sample
+Noises = tuple[Tensor, Tensor]
+"""Start noises and the latents they are added to, each (n, *latent)."""
+LEAST_NOISES, MOST_NOISES = 8, 16  # that all candidates sample in a round
 JUDGED_NOISES = 3  # of them, that the reference samples
+ROUNDS = 2
 CLEARLY_WORSE = 2.0  # times another candidate's error
 NEGLIGIBLE = 0.01  # error over the samples' standard deviation, below which none is worse
 
@@ -82,7 +89,7 @@ class TeacherCheck:
 
 
 def checked_noises(training_noises: int, batch_size: int) -> int:
-    """How many of the training noises all candidates sample.
+    """How many of the training noises all candidates sample in a round.
 
     Whole batches if they are not large: the training then finds the chosen teacher's samples.
     """
@@ -90,56 +97,86 @@ def checked_noises(training_noises: int, batch_size: int) -> int:
     return min(batches if batches <= MOST_NOISES else LEAST_NOISES, training_noises)
 
 
+def rounds_of(noise: Tensor, latent: Tensor, count: int) -> list[Noises]:
+    """The rounds of a check: of training noises and latents (n, *latent), two times `count`.
+
+    One round if there are fewer.
+    """
+    rounds = list(zip(noise.split(count), latent.split(count), strict=True))[:ROUNDS]
+    return [part for part in rounds if len(part[0]) == count]
+
+
 def planned_calls(
-    candidates: Mapping[str, Candidate], reference: Discretization, noises: int
+    candidates: Mapping[str, Candidate], reference: Discretization, rounds: Sequence[Noises]
 ) -> int:
-    """Model calls of `check_teachers` without stored samples."""
+    """Model calls of `check_teachers` if it needs all rounds and no sample is stored."""
     sampled = sum(candidate.solver.table.model_calls for candidate in candidates.values())
-    return noises * sampled + min(JUDGED_NOISES, noises) * reference.table.model_calls
+    calls = reference.table.model_calls
+    return sum(len(n) * sampled + min(JUDGED_NOISES, len(n)) * calls for n, _ in rounds)
 
 
 def check_teachers(
     model: Model,
     candidates: Mapping[str, Candidate],
     reference: Discretization,
-    noise: Tensor,
-    latent: Tensor,
+    rounds: Sequence[Noises],
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> TeacherCheck:
-    """Test candidates on noises and latents (n, *latent), see the module.
+    """Test candidates, see the module.
 
     Args:
         candidates: by name; disagreement is measured to the first.
         reference: a teacher in more steps than the candidates, best one of them in twice as many.
+        rounds: at least one; the next is needed only where the first candidate is not the best.
         on_stage: called before every batch with what follows; may raise an interrupt.
     """
-    before = model.calls
-    samples = {}
-    for name, candidate in candidates.items():
-        stage = f"checking the teacher: {name}"
+    before, errors, deviations = model.calls, {name: [] for name in candidates}, []
+    found = TeacherCheck(dict.fromkeys(candidates), None, reference.steps, 0)
+    for noises in rounds:
+        measured, deviation = _round(model, candidates, reference, noises, on_stage)
+        for name, error in measured.items():
+            errors[name].append(error)
+        deviations.append(deviation)
+        means = {name: finite(fmean(values)) for name, values in errors.items()}
+        found = replace(found, errors=means, deviation=finite(fmean(deviations)))
+        if found.best == next(iter(candidates)):
+            break
+    return replace(found, calls=model.calls - before)
+
+
+def _round(
+    model: Model,
+    candidates: Mapping[str, Candidate],
+    reference: Discretization,
+    noises: Noises,
+    on_stage: Callable[[str], None],
+) -> tuple[dict[str, float], float]:
+    """Errors of all candidates, infinite where undefined, and the deviation of the reference."""
+
+    def sampled(name: str, candidate: Candidate, noise: Tensor, latent: Tensor) -> Tensor | None:
+        stage = partial(on_stage, f"checking the teacher: {name}")
         try:
-            found = sample_teacher(
-                model, candidate.solver, noise, latent, candidate.store, lambda s=stage: on_stage(s)
-            )
-            samples[name] = found.target
+            solver, store = candidate.solver, candidate.store
+            return sample_teacher(model, solver, noise, latent, store, stage).target
         except UndefinedSamples:
-            continue
-    errors: dict[str, float | None] = dict.fromkeys(candidates)
-    deviation = None
-    if samples:
-        judged = _differing(list(samples.values()))
-        try:
-            stage = "checking the teacher: reference"
-            target = sample_teacher(
-                model, reference, noise[judged], latent[judged], None, lambda: on_stage(stage)
-            ).target
-            errors |= {
-                n: finite(float(rmse(x[judged] - target).mean())) for n, x in samples.items()
-            }
-            deviation = finite(float(target.std()))
-        except UndefinedSamples:
-            pass
-    return TeacherCheck(errors, deviation, reference.steps, model.calls - before)
+            return None
+
+    samples = {name: sampled(name, found, *noises) for name, found in candidates.items()}
+    errors, defined = (
+        dict.fromkeys(candidates, math.inf),
+        [s for s in samples.values() if s is not None],
+    )
+    if not defined:
+        return errors, math.inf
+    judged = _differing(defined)
+    noise, latent = (part[judged] for part in noises)
+    target = sampled("reference", Candidate(reference), noise, latent)
+    if target is None:
+        return errors, math.inf
+    for name, found in samples.items():
+        if found is not None:
+            errors[name] = float(rmse(found[judged] - target).mean())
+    return errors, float(target.std())
 
 
 def _differing(samples: list[Tensor]) -> Tensor:
