@@ -1,8 +1,9 @@
-"""The demo model: a 4.5 M parameter text-to-emoji diffusion model on 32x32 pixels.
+"""The demo models: 4.5 M parameter text-to-emoji diffusion models on 32x32 pixels.
 
-It is ComfyUI's own UNet behind ComfyUI's own BaseModel and ModelPatcher, so every core sampling
-node works with it. It predicts eps on Stable Diffusion's noise schedule, in pixel space, and is
-small enough to sample in seconds on a CPU. `train_demo_model.py` trained the weights.
+They are ComfyUI's own UNet behind ComfyUI's own BaseModel and ModelPatcher, so every core sampling
+node works with them. "eps" predicts eps on Stable Diffusion's noise schedule, "flow" the velocity
+of a rectified flow; both in pixel space, and small enough to sample in seconds on a CPU. They share
+the words of their prompts. `train_demo_model.py` trained the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ import comfy.supported_models_base
 import torch
 from safetensors import safe_open
 
-WEIGHTS = Path(__file__).with_name("emoji_unet.safetensors")
+FOLDER = Path(__file__).parent
+WEIGHTS = {
+    "flow": FOLDER / "emoji_flow_unet.safetensors",
+    "eps": FOLDER / "emoji_unet.safetensors",
+}
+MODEL_TYPES = {
+    "flow": comfy.model_base.ModelType.FLOW,
+    "eps": comfy.model_base.ModelType.EPS,
+}
+DEFAULT = "eps"  # for prompts and workflows from before there was a choice
 SIZE = 32
 TOKENS = 12
 CONTEXT_DIM = 128
@@ -60,6 +70,7 @@ class EmojiConfig(comfy.supported_models_base.BASE):
     }
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
     latent_format = EmojiPixels
+    sampling_settings = {"shift": 1.0}  # of a flow model: its training is not shifted
     memory_usage_factor = 0.1
     # Full precision also on a GPU: the model is tiny, and a schedule then fits every machine.
     supported_inference_dtypes = [torch.float32]
@@ -80,14 +91,17 @@ def _operations(base: type) -> type:
     return DemoOperations
 
 
-def build_model(device: torch.device | None = None) -> comfy.model_base.BaseModel:
+def build_model(
+    device: torch.device | None = None, name: str = DEFAULT
+) -> comfy.model_base.BaseModel:
     """Build the network with weights not yet set.
 
     Args:
         device: where it will compute; ComfyUI's device by default.
+        name: of the model, which decides what it predicts.
 
     Returns:
-        An eps-predicting BaseModel on (batch, 3, 32, 32) pixels in [-1, 1].
+        A BaseModel on (batch, 3, 32, 32) pixels in [-1, 1].
     """
     device = device or comfy.model_management.get_torch_device()
     config = EmojiConfig(EmojiConfig.unet_config)
@@ -96,23 +110,26 @@ def build_model(device: torch.device | None = None) -> comfy.model_base.BaseMode
     manual_cast = comfy.model_management.unet_manual_cast(dtype, device, dtypes)
     config.set_inference_dtype(dtype, manual_cast)
     config.custom_operations = _operations(comfy.ops.pick_operations(dtype, manual_cast))
-    return comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS)
+    return comfy.model_base.BaseModel(config, MODEL_TYPES[name])
 
 
-def load_demo_model() -> comfy.model_patcher.ModelPatcher:
-    """Load the trained demo model.
+def load_demo_model(name: str = DEFAULT) -> comfy.model_patcher.ModelPatcher:
+    """Load a trained demo model.
+
+    Args:
+        name: a key of `WEIGHTS`.
 
     Returns:
         A MODEL for every core sampling node; its latents are (batch, 3, 32, 32) in [-1, 1].
 
     Raises:
-        FileNotFoundError: the weights beside this file are missing.
+        FileNotFoundError: its weights are not beside this file.
         RuntimeError: they belong to another network.
     """
-    with _open_weights() as file:
-        names = [key for key in file.keys() if key.startswith(NETWORK_PREFIX)]
-        weights = {key.removeprefix(NETWORK_PREFIX): file.get_tensor(key) for key in names}
-    model = build_model()
+    with _open_weights(name) as file:
+        keys = [key for key in file.keys() if key.startswith(NETWORK_PREFIX)]
+        weights = {key.removeprefix(NETWORK_PREFIX): file.get_tensor(key) for key in keys}
+    model = build_model(name=name)
     model.diffusion_model.load_state_dict(weights)
     return comfy.model_patcher.ModelPatcher(
         model,
@@ -158,7 +175,7 @@ def token_ids(text: str, vocabulary: list[str]) -> tuple[list[int], list[str]]:
 
 
 def encode_prompt(text: str) -> tuple[list[list[Any]], list[str]]:
-    """Turn a prompt into CONDITIONING for the demo model.
+    """Turn a prompt into CONDITIONING for all demo models, which have one word table.
 
     Args:
         text: words of Unicode emoji names, such as "grinning face"; empty for no condition.
@@ -168,19 +185,20 @@ def encode_prompt(text: str) -> tuple[list[list[Any]], list[str]]:
         never saw in training (they are left out of the conditioning).
 
     Raises:
-        FileNotFoundError: the weights beside this file are missing.
+        FileNotFoundError: its weights are not beside this file.
     """
-    with _open_weights() as file:
+    with _open_weights(DEFAULT) as file:
         vocabulary = json.loads(file.metadata()["vocabulary"])
         table = file.get_tensor(WORDS_KEY).float()
     ids, unknown = token_ids(text, vocabulary)
     return [[table[ids].unsqueeze(0), {"pooled_output": None}]], unknown
 
 
-def _open_weights() -> Any:
-    if not WEIGHTS.is_file():
+def _open_weights(name: str) -> Any:
+    path = WEIGHTS[name]
+    if not path.is_file():
         raise FileNotFoundError(
-            f"the demo model's weights are missing: expected {WEIGHTS}. Install the pack again, "
+            f"the demo model's weights are missing: expected {path}. Install the pack again, "
             "or train them with demo/train_demo_model.py."
         )
-    return safe_open(WEIGHTS, framework="pt")
+    return safe_open(path, framework="pt")

@@ -1,6 +1,8 @@
-"""Train the demo model on rendered emoji; seeded, resumable, a few hours on two CPU cores.
+"""Train a demo model on rendered emoji; seeded, resumable, a few hours on two CPU cores.
 
     python -m demo.train_demo_model --comfyui DIR --steps 6000 --checkpoint FOLDER
+    python -m demo.train_demo_model --comfyui DIR --steps 4000 --checkpoint FOLDER \
+        --prediction flow --start-from demo/emoji_unet.safetensors
 
 The learning rate is constant and then falls linearly over the last quarter of --steps, so a run
 can be stopped and resumed with other --steps as long as that quarter has not begun.
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from scripts import comfyui_import
 
 from . import emoji
 from .muon import Muon
+from .objectives import EpsObjective, FlowObjective
 
 log = logging.getLogger("demo.train_demo_model")
 CAPTION_DROPOUT = 0.1
@@ -32,8 +36,6 @@ WARM_UP = 100  # steps
 DECAY_SHARE = 0.25  # of all steps, at the end
 EMA_DECAY = 0.998
 LOG_EVERY = 50  # steps
-PIXEL_STD = 0.57  # of the pictures in [-1, 1]
-MAX_WEIGHT = 50.0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,6 +43,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder to resume from")
+    parser.add_argument("--prediction", choices=("eps", "flow"), default="eps")
+    parser.add_argument(
+        "--start-from", type=Path, help="weights to start from; their words stay as they are"
+    )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -48,12 +54,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=4.0, help="between checkpoints")
     parser.add_argument("--compile", action="store_true", help="use torch.compile (needs gcc)")
+    parser.add_argument("--bf16", action="store_true", help="compute the network in bfloat16")
     parser.add_argument("--font", type=Path, default=emoji.FONT)
     return parser.parse_args()
 
 
 def import_demo_model(comfyui: Path) -> Any:
-    """Import ComfyUI with PyTorch's attention (its default is slow on a CPU), then the model."""
+    """Import ComfyUI with PyTorch's attention (its default is slow on a CPU), then the models."""
     comfyui_import.prepare(comfyui)
     return importlib.import_module(".demo_model", __package__)
 
@@ -78,17 +85,6 @@ def initialise(network: torch.nn.Module) -> None:
             torch.nn.init.zeros_(weight)
 
 
-def timestep_distribution(sigmas: torch.Tensor) -> torch.Tensor:
-    """Cumulative distribution of training timesteps: log-normal around sigma 2.5, spread 1.5.
-
-    High noise gets a good share: it is where the caption, not the noisy picture, must decide.
-    """
-    log_sigmas = sigmas.double().log()
-    density = torch.exp(-0.5 * ((log_sigmas - math.log(2.5)) / 1.5) ** 2)
-    mass = density * torch.gradient(log_sigmas)[0]
-    return (mass / mass.sum()).cumsum(0)
-
-
 class Trainer:
     """The network, its word table, their running average and the optimizer."""
 
@@ -101,23 +97,37 @@ class Trainer:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.vocabulary = sorted({word for text in captions for word in self.demo.words_of(text)})
-        tokens = [self.demo.token_ids(text, self.vocabulary)[0] for text in captions]
-        self.tokens = torch.tensor(tokens)
-
-        base = self.demo.build_model(torch.device("cpu"))
+        base = self.demo.build_model(torch.device("cpu"), options.prediction)
         self.network = base.diffusion_model.requires_grad_(True).train()
         initialise(self.network)
         self.network.to(memory_format=torch.channels_last)
         self.words = torch.nn.Embedding(1 + len(self.vocabulary), self.demo.CONTEXT_DIM)
+        if options.start_from:
+            self.start_from(options.start_from)
+        tokens = [self.demo.token_ids(text, self.vocabulary)[0] for text in captions]
+        self.tokens = torch.tensor(tokens)
         self.forward = torch.compile(self.network) if options.compile else self.network
-        self.sigmas = base.model_sampling.sigmas
-        self.cumulative = timestep_distribution(self.sigmas)
-        self.parameters = [*self.network.parameters(), *self.words.parameters()]
+        self.sampling = base.model_sampling
+        flow = options.prediction == "flow"
+        self.objective = FlowObjective() if flow else EpsObjective(self.sampling.sigmas)
+        parameters = [*self.network.parameters(), *self.words.parameters()]
+        self.parameters = [p for p in parameters if p.requires_grad]
         self.optimizers = self.make_optimizers()
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         self.seconds = 0.0
         self.stopping = False
+
+    def start_from(self, file: Path) -> None:
+        """Set the network to another demo model's weights and share its words."""
+        with safe_open(file, framework="pt") as weights:
+            self.vocabulary = json.loads(weights.metadata()["vocabulary"])
+            tensors = {key: weights.get_tensor(key).float() for key in weights.keys()}
+        # Frozen, so that all models take the same prompts.
+        table = tensors.pop(self.demo.WORDS_KEY)
+        self.words = torch.nn.Embedding.from_pretrained(table, freeze=True)
+        prefix = self.demo.NETWORK_PREFIX
+        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner matrices; AdamW for the ends, biases, norms and words."""
@@ -126,11 +136,10 @@ class Trainer:
         for name, parameter in self.network.named_parameters():
             inner = parameter.ndim > 1 and name not in ends
             (matrices if inner else others).append(parameter)
-        adam_groups = [
-            {"params": others, "factor": 1.0},
+        adam_groups = [{"params": others, "factor": 1.0}]
+        if self.words.weight.requires_grad:
             # A rare word gets few gradients; a higher rate lets it catch up.
-            {"params": list(self.words.parameters()), "factor": 3.0},
-        ]
+            adam_groups.append({"params": list(self.words.parameters()), "factor": 3.0})
         return [
             Muon([{"params": matrices, "factor": 1.5}], lr=0.0),
             torch.optim.AdamW(adam_groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0),
@@ -143,28 +152,27 @@ class Trainer:
         return self.options.learning_rate * min(1.0, (self.step + 1) / WARM_UP, left)
 
     def batch(self) -> tuple[torch.Tensor, ...]:
-        """Draw pictures, tokens, timesteps and noise from a generator of (seed, step)."""
+        """Draw pictures, tokens, noise levels and noise from a generator of (seed, step)."""
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
         count = self.options.batch
         pick = torch.randint(len(self.pixels), (count,), generator=generator)
         tokens = self.tokens[pick]
         tokens[torch.rand(count, generator=generator) < CAPTION_DROPOUT] = 0
-        # One timestep a stratum: less variance than independent draws.
+        # One noise level a stratum: less variance than independent draws.
         uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timestep = torch.searchsorted(self.cumulative, uniform.double()).clamp(max=999)
+        sigmas = self.objective.sigmas(uniform).float()
         noise = torch.randn(self.pixels[pick].shape, generator=generator)
-        return self.pixels[pick], tokens, timestep, noise
+        return self.pixels[pick], tokens, sigmas, noise
 
     def train_step(self) -> torch.Tensor:
         """One optimizer step; returns the weighted loss."""
-        x0, tokens, timestep, noise = self.batch()
-        sigma = self.sigmas[timestep][:, None, None, None]
-        x = (x0 + sigma * noise) / (sigma**2 + 1).sqrt()
+        x0, tokens, sigmas, noise = self.batch()
+        x = self.sampling.calculate_input(sigmas, self.sampling.noise_scaling(sigmas, noise, x0))
         x = x.contiguous(memory_format=torch.channels_last)
-        eps = self.forward(x, timestep.float(), context=self.words(tokens))
-        # The weight of v-prediction, capped: keeps colours right where noise drowns the picture.
-        weight = (1 + (sigma / PIXEL_STD) ** 2).clamp(max=MAX_WEIGHT)
-        loss = (weight * (eps - noise) ** 2).mean()
+        timestep = self.sampling.timestep(sigmas).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            output = self.forward(x, timestep, context=self.words(tokens))
+        loss = self.objective.loss(output.float(), x0, noise, sigmas)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         rate = self.learning_rate()
@@ -192,17 +200,19 @@ class Trainer:
         }
         torch.save(state, folder / "checkpoint.tmp")
         (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
-        keys = [self.demo.NETWORK_PREFIX + name for name, _ in self.network.named_parameters()]
-        tensors = dict(zip([*keys, self.demo.WORDS_KEY], self.average, strict=True))
-        halves = {key: value.half().contiguous() for key, value in tensors.items()}
+        names = [self.demo.NETWORK_PREFIX + name for name, _ in self.network.named_parameters()]
+        words = [] if self.words.weight.requires_grad else [self.words.weight.detach()]
+        averages = zip([*names, self.demo.WORDS_KEY], [*self.average, *words], strict=True)
+        halves = {key: value.half().contiguous() for key, value in averages}
         metadata = {
+            "prediction": self.options.prediction,
             "vocabulary": json.dumps(self.vocabulary),
             "steps": str(self.step),
             "batch": str(self.options.batch),
             "seconds": str(round(self.seconds)),
         }
         save_file(halves, folder / "weights.tmp", metadata)
-        (folder / "weights.tmp").replace(folder / self.demo.WEIGHTS.name)
+        (folder / "weights.tmp").replace(folder / self.demo.WEIGHTS[self.options.prediction].name)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""

@@ -65,7 +65,7 @@ def test_empty_prompt_is_all_null_tokens() -> None:
     [[context, _]], unknown = demo_model.encode_prompt("")
     assert context.shape == (1, demo_model.TOKENS, demo_model.CONTEXT_DIM)
     assert unknown == []
-    with safe_open(demo_model.WEIGHTS, framework="pt") as file:
+    with safe_open(demo_model.WEIGHTS["eps"], framework="pt") as file:
         null = file.get_tensor(demo_model.WORDS_KEY)[0].float()
     assert torch.equal(context[0], null.expand_as(context[0]))
 
@@ -77,7 +77,7 @@ def test_a_prompt_of_unknown_words_equals_the_empty_prompt() -> None:
 
 
 def test_vocabulary_and_word_table_agree() -> None:
-    with safe_open(demo_model.WEIGHTS, framework="pt") as file:
+    with safe_open(demo_model.WEIGHTS["eps"], framework="pt") as file:
         vocabulary = json.loads(file.metadata()["vocabulary"])
         rows = file.get_slice(demo_model.WORDS_KEY).get_shape()
     assert rows == [1 + len(vocabulary), demo_model.CONTEXT_DIM]
@@ -86,13 +86,13 @@ def test_vocabulary_and_word_table_agree() -> None:
 
 
 def test_weights_file_is_small() -> None:
-    assert demo_model.WEIGHTS.stat().st_size <= 12e6
+    assert demo_model.WEIGHTS["eps"].stat().st_size <= 12e6
 
 
 def test_missing_weights_are_reported_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_model, "WEIGHTS", tmp_path / "absent.safetensors")
+    monkeypatch.setitem(demo_model.WEIGHTS, "eps", tmp_path / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match="Install the pack again") as caught:
         demo_model.load_demo_model()
     named = re.findall(r"demo/\w+\.py", str(caught.value))
