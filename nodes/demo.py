@@ -1,4 +1,4 @@
-"""Nodes of the bundled demo model: load it, and encode prompts for it."""
+"""Nodes of the bundled demo models: load one, and encode prompts for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CATEGORY = "LD3/demo"
 
 
 class LD3DemoModel(io.ComfyNode):
-    """Load the bundled text-to-emoji model."""
+    """Load a bundled text-to-emoji model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,7 +24,7 @@ class LD3DemoModel(io.ComfyNode):
             category=CATEGORY,
             description="Loads a tiny text-to-emoji diffusion model (32x32 pixels, seconds on a "
             "CPU). Use it to try the pack without a download.",
-            search_aliases=["emoji model", "tiny model", "test model"],
+            search_aliases=["emoji model", "tiny model", "test model", "flow model"],
             inputs=[
                 io.Int.Input(
                     "batch_size",
@@ -34,11 +34,21 @@ class LD3DemoModel(io.ComfyNode):
                     tooltip="Number of images in the empty latent. Time is proportional to it. "
                     "Typical: 1 to 16.",
                 ),
+                # Optional, and eps by default: prompts and workflows saved without it stay valid.
+                io.Combo.Input(
+                    "model",
+                    options=list(demo_model.WEIGHTS),
+                    default=demo_model.DEFAULT,
+                    optional=True,
+                    tooltip="eps predicts noise, as Stable Diffusion 1.5 does; a good teacher uses "
+                    "karras. flow is a rectified flow with shift 1, like Stable Diffusion 3 and "
+                    "Flux; a good teacher uses beta. The same prompts work for both.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="Demo model. It predicts noise (eps) on Stable Diffusion's noise "
-                    "schedule and works with every core sampler node. Typical cfg: 1 to 4.",
+                    tooltip="Demo model. It works with every core sampler node. Typical cfg: 1 to "
+                    "4.",
                 ),
                 io.Vae.Output(
                     tooltip="ComfyUI's pixel-space VAE, for VAE Decode. The demo model works on "
@@ -51,9 +61,9 @@ class LD3DemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, batch_size: int = 1) -> io.NodeOutput:
+    def execute(cls, batch_size: int = 1, model: str = demo_model.DEFAULT) -> io.NodeOutput:
         return io.NodeOutput(
-            demo_model.load_demo_model(),
+            demo_model.load_demo_model(model),
             demo_model.load_demo_vae(),
             demo_model.empty_latent(batch_size),
         )

@@ -1,4 +1,4 @@
-"""The bundled demo model: a genuine ComfyUI model with trained weights and a vocabulary."""
+"""The bundled demo models: genuine ComfyUI models with trained weights and one vocabulary."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = ["apple", "face", "grinning", "heart", "red", "shaped"]
 
 
-@pytest.fixture(scope="module")
-def model() -> comfy.model_patcher.ModelPatcher:
-    return demo_model.load_demo_model()
+MODELS = [*demo_model.WEIGHTS]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> comfy.model_patcher.ModelPatcher:
+    return demo_model.load_demo_model(request.param)
+
+
+def is_flow(model: Any) -> bool:
+    return model.model.model_type == comfy.model_base.ModelType.FLOW
 
 
 def sample(model: Any, prompt: str, cfg: float = 1.0, steps: int = 10, batch: int = 1) -> Any:
@@ -31,8 +38,9 @@ def sample(model: Any, prompt: str, cfg: float = 1.0, steps: int = 10, batch: in
     negative, _ = demo_model.encode_prompt("")
     latent = demo_model.empty_latent(batch)["samples"]
     noise = comfy.sample.prepare_noise(latent, 3)
+    scheduler = "simple" if is_flow(model) else "karras"
     return comfy.sample.sample(
-        model, noise, steps, cfg, "dpmpp_2m", "karras", positive, negative, latent,
+        model, noise, steps, cfg, "dpmpp_2m", scheduler, positive, negative, latent,
         disable_pbar=True, seed=3,
     )  # fmt: skip
 
@@ -76,8 +84,19 @@ def test_a_prompt_of_unknown_words_equals_the_empty_prompt() -> None:
     assert torch.equal(unknown_only[0][0], demo_model.encode_prompt("")[0][0][0])
 
 
-def test_vocabulary_and_word_table_agree() -> None:
-    with safe_open(demo_model.WEIGHTS["eps"], framework="pt") as file:
+def test_prompts_mean_the_same_to_all_models() -> None:
+    tables, vocabularies = [], []
+    for path in demo_model.WEIGHTS.values():
+        with safe_open(path, framework="pt") as file:
+            tables.append(file.get_tensor(demo_model.WORDS_KEY))
+            vocabularies.append(file.metadata()["vocabulary"])
+    assert all(torch.equal(table, tables[0]) for table in tables)
+    assert len(set(vocabularies)) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_vocabulary_and_word_table_agree(name: str) -> None:
+    with safe_open(demo_model.WEIGHTS[name], framework="pt") as file:
         vocabulary = json.loads(file.metadata()["vocabulary"])
         rows = file.get_slice(demo_model.WORDS_KEY).get_shape()
     assert rows == [1 + len(vocabulary), demo_model.CONTEXT_DIM]
@@ -85,16 +104,19 @@ def test_vocabulary_and_word_table_agree() -> None:
     assert {"grinning", "apple", "cat", "rocket"} <= set(vocabulary)
 
 
-def test_weights_file_is_small() -> None:
-    assert demo_model.WEIGHTS["eps"].stat().st_size <= 12e6
+def test_weights_files_are_small() -> None:
+    for path in demo_model.WEIGHTS.values():
+        assert path.stat().st_size <= 9.1e6
 
 
+@pytest.mark.parametrize("name", MODELS)
 def test_missing_weights_are_reported_with_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(demo_model.WEIGHTS, "eps", tmp_path / "absent.safetensors")
+    absent = dict.fromkeys(MODELS, tmp_path / "absent.safetensors")
+    monkeypatch.setattr(demo_model, "WEIGHTS", absent)
     with pytest.raises(FileNotFoundError, match="Install the pack again") as caught:
-        demo_model.load_demo_model()
+        demo_model.load_demo_model(name)
     named = re.findall(r"demo/\w+\.py", str(caught.value))
     assert named and all((ROOT / script).is_file() for script in named)
     with pytest.raises(FileNotFoundError, match="absent.safetensors"):
@@ -104,10 +126,36 @@ def test_missing_weights_are_reported_with_a_remedy(
 def test_demo_model_is_a_genuine_comfyui_model(model: comfy.model_patcher.ModelPatcher) -> None:
     assert isinstance(model, comfy.model_patcher.ModelPatcher)
     assert type(model.model) is comfy.model_base.BaseModel
+
+
+def test_eps_model_has_stable_diffusions_noise_levels() -> None:
+    model = demo_model.load_demo_model("eps")
     assert model.model.model_type == comfy.model_base.ModelType.EPS
     sampling = model.get_model_object("model_sampling")
     assert float(sampling.sigma_min) == pytest.approx(0.0292, rel=1e-2)
     assert float(sampling.sigma_max) == pytest.approx(14.615, rel=1e-3)
+
+
+def test_flow_model_is_a_rectified_flow_with_shift_1() -> None:
+    model = demo_model.load_demo_model("flow")
+    assert model.model.model_type == comfy.model_base.ModelType.FLOW
+    sampling = model.get_model_object("model_sampling")
+    assert sampling.shift == 1.0
+    torch.testing.assert_close(sampling.sigmas, torch.arange(1, 1001) / 1000)
+    x, velocity = torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), 2.0)
+    sigma = torch.tensor([0.25])
+    assert torch.equal(sampling.calculate_denoised(sigma, velocity, x), x - 0.25 * velocity)
+    assert float(sampling.timestep(sigma)) == 250
+
+
+def test_default_model_is_eps(pack_nodes: dict[str, type]) -> None:
+    """Prompts and workflows from before there was a choice keep their result."""
+    node = pack_nodes["LD3DemoModel"]
+    inputs = {part.id: part for part in node.GET_SCHEMA().inputs}
+    assert inputs["model"].optional and inputs["model"].default == "eps"
+    assert inputs["model"].options == ["flow", "eps"]
+    assert not is_flow(node.execute(batch_size=1).args[0])
+    assert is_flow(node.execute(batch_size=1, model="flow").args[0])
 
 
 def test_group_norms_span_several_channels(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -138,14 +186,16 @@ def test_denoiser_batches_do_not_mix(model: comfy.model_patcher.ModelPatcher) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sigma", [0.5, 2.0, 14.0])
+@pytest.mark.parametrize("ratio", [0.5, 2.0, 14.0])
 def test_demo_model_denoises_better_than_the_mean(
-    model: comfy.model_patcher.ModelPatcher, sigma: float
+    model: comfy.model_patcher.ModelPatcher, ratio: float
 ) -> None:
     # The model's own sample is a picture it knows; the blind guess is its mean colour.
     picture = sample(model, "yellow heart", steps=20)
     noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    noisy = picture + sigma * noise
+    sigma = ratio / (1 + ratio) if is_flow(model) else ratio
+    sampling = model.get_model_object("model_sampling")
+    noisy = sampling.noise_scaling(torch.tensor([sigma]), noise, picture)
     guess = denoise(model, noisy, sigma, ["yellow heart"] * 4)
     blind = picture.mean(dim=(2, 3), keepdim=True)
     assert (guess - picture).square().mean() < 0.5 * (blind - picture).square().mean()

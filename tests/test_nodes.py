@@ -49,7 +49,10 @@ CONTRACT = {
         "schedule:LD3_SCHEDULE sigmas:SIGMAS sampler:SAMPLER",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE",
     },
-    "LD3DemoModel": {"inputs": "batch_size:INT", "outputs": "None:MODEL None:VAE None:LATENT"},
+    "LD3DemoModel": {
+        "inputs": "batch_size:INT model:COMBO",
+        "outputs": "None:MODEL None:VAE None:LATENT",
+    },
     "LD3DemoPrompt": {"inputs": "text:STRING", "outputs": "None:CONDITIONING"},
 }
 
