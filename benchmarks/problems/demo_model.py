@@ -1,4 +1,4 @@
-"""The demo model, called through ComfyUI's guider as a sampler node calls it."""
+"""The demo models, called through ComfyUI's guider as a sampler node calls it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,46 @@ from torch import Tensor
 from benchmarks.measures import sample_quality
 from ld3.table import Discretization
 
-from .live_model import BATCH, LiveModel
+from .live_model import BATCH, TEACHER, LiveModel, Recipe
 from .problem import FRECHET_SEED, Problem
 
 T = TypeVar("T")
 PROMPT = "grinning face"
+# 20 steps of dpmpp_2m are at RMSE 0.004 (cfg 1) and 0.007 (cfg 4) to the reference with beta, at
+# 0.001 and 0.010 with karras, which fails for other flows (`suites.flow_teachers`).
+FLOW_REFERENCE: Recipe = ("heun", "beta", 60)
+FLOW_TEACHER: Recipe = ("dpmpp_2m", "beta", 20)
 EMOJI_COMPONENTS = 64  # principal components of the data
 
 
 class DemoProblem(Problem):
-    """The demo model at cfg 1, which learns for one prompt.
+    """A demo model that learns for one prompt.
 
     Its Frechet distance uses many prompts, the captions of the data, one per sample: together the
     samples should then be distributed as the data. Only for seed 0, because of its cost.
+
+    Args:
+        name: as in the rows of the benchmarks.
+        model: "eps" or "flow".
+        cfg: strength of guidance, against the empty prompt.
+        prompt: words of emoji names.
     """
 
     heldout_noises, frechet_noises = 64, 512
     training_batch = 16
-    variance_preserving = True
 
-    def __init__(self) -> None:
+    def __init__(
+        self, name: str = "demo", model: str = "eps", cfg: float = 1.0, prompt: str = PROMPT
+    ) -> None:
         from demo import demo_model as demo
         from demo import emoji
 
-        super().__init__("demo", (3, demo.SIZE, demo.SIZE))
-        self._patcher, self._prompt = demo.load_demo_model(), demo.encode_prompt(PROMPT)[0]
+        super().__init__(name, (3, demo.SIZE, demo.SIZE))
+        self.variance_preserving = model == "eps"
+        if model == "flow":
+            self.reference, self.teacher = FLOW_REFERENCE, FLOW_TEACHER
+        self._patcher, self._cfg = demo.load_demo_model(model), cfg
+        self._prompt, self._negative = (demo.encode_prompt(text)[0] for text in (prompt, ""))
         images, captions = emoji.load_emoji(size=demo.SIZE)
         data = torch.from_numpy(images).permute(0, 3, 1, 2).flatten(1).double() / 127.5 - 1
         self._projection = sample_quality.Projection(data, EMOJI_COMPONENTS)
@@ -66,16 +81,29 @@ class DemoProblem(Problem):
         return distance, len(samples)
 
     def _guided(self, prompt: Any, task: Callable[[LiveModel], T]) -> T:
-        return guided(self._patcher, prompt, torch.zeros(BATCH, *self.shape), task)
+        latents = torch.zeros(BATCH, *self.shape)
+        negative, cfg, teacher = self._negative, self._cfg, self.teacher
+        return guided(self._patcher, prompt, latents, task, negative, cfg, teacher)
 
 
-def guided(model: Any, prompt: Any, latents: Tensor, task: Callable[[LiveModel], T]) -> T:
-    """The result of `task`, called where ComfyUI's guider calls a sampler, at cfg 1.
+def guided(
+    model: Any,
+    prompt: Any,
+    latents: Tensor,
+    task: Callable[[LiveModel], T],
+    negative: Any = None,
+    cfg: float = 1.0,
+    teacher: Recipe = TEACHER,
+) -> T:
+    """The result of `task`, called where ComfyUI's guider calls a sampler.
 
     Args:
         model: MODEL; for `task` autograd can differentiate it.
         prompt: CONDITIONING.
         latents: (batch, *shape), the largest batch that `task` evaluates.
+        negative: CONDITIONING, not used at cfg 1; the prompt by default.
+        cfg: strength of guidance.
+        teacher: what `LiveModel.teacher` is.
     """
     from ld3.comfy.gradient.differentiable_model import differentiable_run
     from ld3.comfy.guided_run import GuidedRun, cfg_guider, run
@@ -83,7 +111,7 @@ def guided(model: Any, prompt: Any, latents: Tensor, task: Callable[[LiveModel],
     def called(guided: GuidedRun) -> T:
         with differentiable_run(guided) as live:
             wrap = live.model_wrap
-            return task(LiveModel(live.model, live.sampling, wrap.model_patcher, wrap))
+            return task(LiveModel(live.model, live.sampling, wrap.model_patcher, wrap, teacher))
 
     levels = torch.tensor([1.0, 0.0])  # not used, but required
-    return run(cfg_guider(model, prompt, prompt, 1.0), latents, levels, called)
+    return run(cfg_guider(model, prompt, negative or prompt, cfg), latents, levels, called)

@@ -122,7 +122,7 @@ def _exact(ablation: str, setting: str, trial: Trial) -> Measured:
         return Measured(problem.error(live, solver))
     teacher = live.teacher
     if ablation == "teacher steps":
-        teacher = live.standard(*TEACHER[:2], teacher_steps(setting, steps))
+        teacher = live.standard(*problem.teacher[:2], teacher_steps(setting, steps))
     changes = changed_settings(ablation, setting, math.prod(problem.shape), steps)
     result = ours.result_of(ours.learn(trial, teacher, **changes), teacher)
     return Measured(problem.error(live, result.solver), result.model_calls, result.teacher_calls)

@@ -32,7 +32,7 @@ from benchmarks.methods.trial import Trial
 from benchmarks.problems import registry
 from benchmarks.problems.live_model import LiveModel
 from benchmarks.problems.mixtures import digits_components
-from benchmarks.problems.problem import FRECHET_SEED, REFERENCE
+from benchmarks.problems.problem import FRECHET_SEED
 from ld3.metrics import spread
 from ld3.table import Discretization
 from ld3.training.gradient.gradient_settings import ADAM
@@ -159,7 +159,7 @@ def _solver(trial: Trial, method: str, radius: float | None) -> tuple[Discretiza
             return baselines.best_scheduler(trial)[1], 0
         return live.standard(trial.sampler, name, trial.steps), 0
     if kind in ("teacher", "reference"):
-        return live.teacher if kind == "teacher" else live.standard(*REFERENCE), 0
+        return live.teacher if kind == "teacher" else live.standard(*trial.problem.reference), 0
     optimizer, _, extra = method.partition("+")
     gradient = replace(ADAM, radius=radius) if optimizer == "gradient" else None
     learned = ours.learn(trial, decoupled=extra == "decoupled", gradient=gradient)
