@@ -95,7 +95,7 @@ def sd_inputs() -> dict[str, Any]:
 GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 demo - train and compare": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 98), batch_size=4),
+            "1": node("LD3DemoModel", (20, 60), (300, 122), batch_size=4, model="eps"),
             "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt", text="grinning face"),
             "3": node("LD3DemoPrompt", (20, 370), (300, 70), "Negative prompt", text=""),
             "4": node("PrimitiveInt", (20, 530), (300, 82), "Seed of all three", value=1),
