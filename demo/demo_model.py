@@ -3,7 +3,8 @@
 They are ComfyUI's own UNet behind ComfyUI's own BaseModel and ModelPatcher, so every core sampling
 node works with them. "eps" predicts eps on Stable Diffusion's noise schedule, "flow" the velocity
 of a rectified flow; both in pixel space, and small enough to sample in seconds on a CPU. They share
-the words of their prompts. `train_demo_model.py` trained the weights.
+the words of their prompts. `train_demo_model.py` trained the weights. "flow turbo" is the flow
+model with a LoRA for four steps, from `distill_demo_model.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ WEIGHTS = {
     "flow": FOLDER / "emoji_flow_unet.safetensors",
     "eps": FOLDER / "emoji_unet.safetensors",
 }
+LORAS = {"flow turbo": ("flow", FOLDER / "emoji_flow_turbo_lora.safetensors")}
+"""Name -> the model it changes, and the changes."""
+MODELS = ["flow", "flow turbo", "eps"]
 MODEL_TYPES = {
     "flow": comfy.model_base.ModelType.FLOW,
     "eps": comfy.model_base.ModelType.EPS,
@@ -98,7 +102,7 @@ def build_model(
 
     Args:
         device: where it will compute; ComfyUI's device by default.
-        name: of the model, which decides what it predicts.
+        name: a key of `WEIGHTS`, which decides what it predicts.
 
     Returns:
         A BaseModel on (batch, 3, 32, 32) pixels in [-1, 1].
@@ -117,7 +121,7 @@ def load_demo_model(name: str = DEFAULT) -> comfy.model_patcher.ModelPatcher:
     """Load a trained demo model.
 
     Args:
-        name: a key of `WEIGHTS`.
+        name: one of `MODELS`.
 
     Returns:
         A MODEL for every core sampling node; its latents are (batch, 3, 32, 32) in [-1, 1].
@@ -126,11 +130,16 @@ def load_demo_model(name: str = DEFAULT) -> comfy.model_patcher.ModelPatcher:
         FileNotFoundError: its weights are not beside this file.
         RuntimeError: they belong to another network.
     """
-    with _open_weights(name) as file:
+    base, lora = LORAS.get(name, (name, None))
+    with _open(WEIGHTS[base]) as file:
         keys = [key for key in file.keys() if key.startswith(NETWORK_PREFIX)]
-        weights = {key.removeprefix(NETWORK_PREFIX): file.get_tensor(key) for key in keys}
-    model = build_model(name=name)
-    model.diffusion_model.load_state_dict(weights)
+        weights = {key: file.get_tensor(key).float() for key in keys}
+    if lora is not None:
+        _add_lora(weights, lora)
+    model = build_model(name=base)
+    model.diffusion_model.load_state_dict(
+        {key.removeprefix(NETWORK_PREFIX): weight for key, weight in weights.items()}
+    )
     return comfy.model_patcher.ModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
@@ -187,18 +196,27 @@ def encode_prompt(text: str) -> tuple[list[list[Any]], list[str]]:
     Raises:
         FileNotFoundError: its weights are not beside this file.
     """
-    with _open_weights(DEFAULT) as file:
+    with _open(WEIGHTS[DEFAULT]) as file:
         vocabulary = json.loads(file.metadata()["vocabulary"])
         table = file.get_tensor(WORDS_KEY).float()
     ids, unknown = token_ids(text, vocabulary)
     return [[table[ids].unsqueeze(0), {"pooled_output": None}]], unknown
 
 
-def _open_weights(name: str) -> Any:
-    path = WEIGHTS[name]
+def _add_lora(weights: dict[str, torch.Tensor], path: Path) -> None:
+    # Added here, not as ComfyUI's patches: a model of its own, with its own fingerprint.
+    with _open(path) as file:
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+    for name in {key.rsplit(".lora_", 1)[0] for key in tensors}:
+        weight = weights[f"{name}.weight"]
+        product = tensors[f"{name}.lora_up.weight"] @ tensors[f"{name}.lora_down.weight"]
+        weight += product.reshape(weight.shape)
+
+
+def _open(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(
             f"the demo model's weights are missing: expected {path}. Install the pack again, "
-            "or train them with demo/train_demo_model.py."
+            "or train them as demo/README.md says."
         )
     return safe_open(path, framework="pt")

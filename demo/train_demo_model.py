@@ -38,15 +38,11 @@ EMA_DECAY = 0.998
 LOG_EVERY = 50  # steps
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train the demo model.")
+def argument_parser() -> argparse.ArgumentParser:
+    """The options of every training."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder to resume from")
-    parser.add_argument("--prediction", choices=("eps", "flow"), default="eps")
-    parser.add_argument(
-        "--start-from", type=Path, help="weights to start from; their words stay as they are"
-    )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -56,6 +52,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="use torch.compile (needs gcc)")
     parser.add_argument("--bf16", action="store_true", help="compute the network in bfloat16")
     parser.add_argument("--font", type=Path, default=emoji.FONT)
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argument_parser()
+    parser.add_argument("--prediction", choices=("eps", "flow"), default="eps")
+    parser.add_argument(
+        "--start-from", type=Path, help="weights to start from; their words stay as they are"
+    )
     return parser.parse_args()
 
 
@@ -110,8 +116,7 @@ class Trainer:
         self.sampling = base.model_sampling
         flow = options.prediction == "flow"
         self.objective = FlowObjective() if flow else EpsObjective(self.sampling.sigmas)
-        parameters = [*self.network.parameters(), *self.words.parameters()]
-        self.parameters = [p for p in parameters if p.requires_grad]
+        self.parameters = self.trainable()
         self.optimizers = self.make_optimizers()
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
@@ -128,6 +133,11 @@ class Trainer:
         self.words = torch.nn.Embedding.from_pretrained(table, freeze=True)
         prefix = self.demo.NETWORK_PREFIX
         self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """What the optimizers change."""
+        parameters = [*self.network.parameters(), *self.words.parameters()]
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner matrices; AdamW for the ends, biases, norms and words."""
@@ -164,16 +174,24 @@ class Trainer:
         noise = torch.randn(self.pixels[pick].shape, generator=generator)
         return self.pixels[pick], tokens, sigmas, noise
 
-    def train_step(self) -> torch.Tensor:
-        """One optimizer step; returns the weighted loss."""
-        x0, tokens, sigmas, noise = self.batch()
-        x = self.sampling.calculate_input(sigmas, self.sampling.noise_scaling(sigmas, noise, x0))
-        x = x.contiguous(memory_format=torch.channels_last)
+    def output(self, x: torch.Tensor, sigmas: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The network's output (batch, 3, size, size) for noisy pictures at sigmas (batch,)."""
+        x = self.sampling.calculate_input(sigmas, x).contiguous(memory_format=torch.channels_last)
         timestep = self.sampling.timestep(sigmas).float()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
-            output = self.forward(x, timestep, context=self.words(tokens))
-        loss = self.objective.loss(output.float(), x0, noise, sigmas)
+            return self.forward(x, timestep, context=self.words(tokens)).float()
+
+    def backward(self) -> torch.Tensor:
+        """Set the gradients of one batch; returns its loss."""
+        x0, tokens, sigmas, noise = self.batch()
+        output = self.output(self.sampling.noise_scaling(sigmas, noise, x0), sigmas, tokens)
+        loss = self.objective.loss(output, x0, noise, sigmas)
         loss.backward()
+        return loss.detach()
+
+    def train_step(self) -> torch.Tensor:
+        """One optimizer step; returns the loss."""
+        loss = self.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         rate = self.learning_rate()
         for optimizer in self.optimizers:
@@ -185,7 +203,17 @@ class Trainer:
         keep = min(EMA_DECAY, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
-        return loss.detach()
+        return loss
+
+    def shipped(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by their names in the shipped file."""
+        names = [self.demo.NETWORK_PREFIX + name for name, _ in self.network.named_parameters()]
+        words = [] if self.words.weight.requires_grad else [self.words.weight.detach()]
+        return dict(zip([*names, self.demo.WORDS_KEY], [*self.average, *words], strict=True))
+
+    def file_name(self) -> str:
+        """Of the shipped file."""
+        return self.demo.WEIGHTS[self.options.prediction].name
 
     def save(self) -> None:
         """Write the checkpoint and the shipped weights, each replaced in one go."""
@@ -200,10 +228,7 @@ class Trainer:
         }
         torch.save(state, folder / "checkpoint.tmp")
         (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
-        names = [self.demo.NETWORK_PREFIX + name for name, _ in self.network.named_parameters()]
-        words = [] if self.words.weight.requires_grad else [self.words.weight.detach()]
-        averages = zip([*names, self.demo.WORDS_KEY], [*self.average, *words], strict=True)
-        halves = {key: value.half().contiguous() for key, value in averages}
+        halves = {key: value.half().contiguous() for key, value in self.shipped().items()}
         metadata = {
             "prediction": self.options.prediction,
             "vocabulary": json.dumps(self.vocabulary),
@@ -212,7 +237,7 @@ class Trainer:
             "seconds": str(round(self.seconds)),
         }
         save_file(halves, folder / "weights.tmp", metadata)
-        (folder / "weights.tmp").replace(folder / self.demo.WEIGHTS[self.options.prediction].name)
+        (folder / "weights.tmp").replace(folder / self.file_name())
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
@@ -251,12 +276,11 @@ class Trainer:
         self.save()
 
 
-def main() -> None:
+def train(make: type[Trainer], options: argparse.Namespace) -> None:
     """Train, or go on training."""
-    options = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options.checkpoint.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(options)
+    trainer = make(options)
     count = sum(p.numel() for p in trainer.parameters)
     log.info("%d parameters, %d emoji", count, len(trainer.pixels))
     trainer.resume()
@@ -266,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(Trainer, parse_arguments())

@@ -37,18 +37,19 @@ class LD3DemoModel(io.ComfyNode):
                 # Optional, and eps by default: prompts and workflows saved without it stay valid.
                 io.Combo.Input(
                     "model",
-                    options=list(demo_model.WEIGHTS),
+                    options=demo_model.MODELS,
                     default=demo_model.DEFAULT,
                     optional=True,
                     tooltip="eps predicts noise, as Stable Diffusion 1.5 does; a good teacher uses "
                     "karras. flow is a rectified flow with shift 1, like Stable Diffusion 3 and "
-                    "Flux; a good teacher uses beta. The same prompts work for both.",
+                    "Flux; a good teacher uses beta. flow turbo is flow with a LoRA for 4 steps of "
+                    "euler with the scheduler simple at cfg 1. The same prompts work for all.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     tooltip="Demo model. It works with every core sampler node. Typical cfg: 1 to "
-                    "4.",
+                    "4; flow turbo: 1.",
                 ),
                 io.Vae.Output(
                     tooltip="ComfyUI's pixel-space VAE, for VAE Decode. The demo model works on "

@@ -16,15 +16,16 @@ import torch
 from safetensors import safe_open
 
 from demo import demo_model
+from demo.distill_demo_model import GUIDANCE
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = ["apple", "face", "grinning", "heart", "red", "shaped"]
 
 
-MODELS = [*demo_model.WEIGHTS]
+TRAINED = [*demo_model.WEIGHTS]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=TRAINED)
 def model(request: pytest.FixtureRequest) -> comfy.model_patcher.ModelPatcher:
     return demo_model.load_demo_model(request.param)
 
@@ -33,14 +34,21 @@ def is_flow(model: Any) -> bool:
     return model.model.model_type == comfy.model_base.ModelType.FLOW
 
 
-def sample(model: Any, prompt: str, cfg: float = 1.0, steps: int = 10, batch: int = 1) -> Any:
+def sample(
+    model: Any,
+    prompt: str,
+    cfg: float = 1.0,
+    steps: int = 10,
+    batch: int = 1,
+    sampler: str = "dpmpp_2m",
+) -> Any:
     positive, _ = demo_model.encode_prompt(prompt)
     negative, _ = demo_model.encode_prompt("")
     latent = demo_model.empty_latent(batch)["samples"]
     noise = comfy.sample.prepare_noise(latent, 3)
     scheduler = "simple" if is_flow(model) else "karras"
     return comfy.sample.sample(
-        model, noise, steps, cfg, "dpmpp_2m", scheduler, positive, negative, latent,
+        model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
         disable_pbar=True, seed=3,
     )  # fmt: skip
 
@@ -94,7 +102,7 @@ def test_prompts_mean_the_same_to_all_models() -> None:
     assert len(set(vocabularies)) == 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_vocabulary_and_word_table_agree(name: str) -> None:
     with safe_open(demo_model.WEIGHTS[name], framework="pt") as file:
         vocabulary = json.loads(file.metadata()["vocabulary"])
@@ -107,17 +115,19 @@ def test_vocabulary_and_word_table_agree(name: str) -> None:
 def test_weights_files_are_small() -> None:
     for path in demo_model.WEIGHTS.values():
         assert path.stat().st_size <= 9.1e6
+    for _, path in demo_model.LORAS.values():
+        assert path.stat().st_size <= 1e6
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", demo_model.MODELS)
 def test_missing_weights_are_reported_with_a_remedy(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = dict.fromkeys(MODELS, tmp_path / "absent.safetensors")
+    absent = dict.fromkeys(TRAINED, tmp_path / "absent.safetensors")
     monkeypatch.setattr(demo_model, "WEIGHTS", absent)
     with pytest.raises(FileNotFoundError, match="Install the pack again") as caught:
         demo_model.load_demo_model(name)
-    named = re.findall(r"demo/\w+\.py", str(caught.value))
+    named = re.findall(r"demo/\w+\.\w+", str(caught.value))
     assert named and all((ROOT / script).is_file() for script in named)
     with pytest.raises(FileNotFoundError, match="absent.safetensors"):
         demo_model.encode_prompt("red apple")
@@ -148,12 +158,39 @@ def test_flow_model_is_a_rectified_flow_with_shift_1() -> None:
     assert float(sampling.timestep(sigma)) == 250
 
 
+@pytest.mark.slow
+def test_turbo_in_four_steps_is_closer_to_guided_samples_than_flow() -> None:
+    flow, turbo = (demo_model.load_demo_model(name) for name in ("flow", "flow turbo"))
+    assert is_flow(turbo)
+    for prompt in ("red apple", "crying face"):
+        target = sample(flow, prompt, cfg=GUIDANCE, steps=30, batch=4)
+        error, *others = (
+            (sample(model, prompt, cfg, 4, 4, "euler") - target).square().mean()
+            for model, cfg in ((turbo, 1.0), (flow, 1.0), (flow, GUIDANCE))
+        )
+        assert error < min(others)
+
+
+def test_lora_changes_the_weights_of_every_layer_it_names() -> None:
+    weights = {
+        name: demo_model.load_demo_model(name).model.state_dict() for name in ("flow", "flow turbo")
+    }
+    changed = {
+        key
+        for key, weight in weights["flow"].items()
+        if not weight.equal(weights["flow turbo"][key])
+    }
+    with safe_open(demo_model.LORAS["flow turbo"][1], framework="pt") as file:
+        named = {key.rsplit(".lora_", 1)[0] + ".weight" for key in file.keys()}
+    assert changed == named
+
+
 def test_default_model_is_eps(pack_nodes: dict[str, type]) -> None:
     """Prompts and workflows from before there was a choice keep their result."""
     node = pack_nodes["LD3DemoModel"]
     inputs = {part.id: part for part in node.GET_SCHEMA().inputs}
     assert inputs["model"].optional and inputs["model"].default == "eps"
-    assert inputs["model"].options == ["flow", "eps"]
+    assert inputs["model"].options == ["flow", "flow turbo", "eps"]
     assert not is_flow(node.execute(batch_size=1).args[0])
     assert is_flow(node.execute(batch_size=1, model="flow").args[0])
 
