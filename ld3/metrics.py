@@ -69,6 +69,14 @@ class Distance:
         ]
         return torch.cat(values)
 
+    def score(self, samples: Tensor, targets: Tensor) -> Tensor:
+        """What students are ranked by: (batch,).
+
+        The distance itself, and for pseudo-Huber, whose scale is not known before students have
+        been run, the RMSE.
+        """
+        return self.between(samples, targets, rmse if self._kind == "pseudo-huber" else None)
+
     def value(self, residual: Tensor) -> Tensor:
         """Distance of each sample from its residual, (batch, *features) -> (batch,)."""
         r = residual.flatten(1).float()

@@ -67,6 +67,9 @@ class Model:
         Returns:
             The result and the history of the rollout, see `ld3.table.rollout`.
         """
-        self.begin_rollout(solver.sigmas)
-        x_init = self.scale_noise(noise, latent, float(solver.sigmas[0]))
-        return rollout(solver.table, self, [x_init])
+        return rollout(solver.table, self, [self.start(solver.sigmas, noise, latent)])
+
+    def start(self, sigmas: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+        """Begin a rollout at these noise levels (N+1,): its start state (batch, *latent)."""
+        self.begin_rollout(sigmas)
+        return self.scale_noise(noise, latent, float(sigmas[0]))

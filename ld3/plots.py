@@ -5,25 +5,32 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .training.report import Report, best_baseline
 
-LEARNED, TRAINED, OTHERS, BEST = "#d1495b", "#eeb9c0", "#c9ced6", "#30638e"
+LEARNED, OTHERS, BEST, OWN = "#d1495b", "#c9ced6", "#30638e", "#8a8f98"
 MORE_CALLS = "#eef0f3"
 
 
 def report_picture(report: Report, title: str) -> np.ndarray:
-    """Schedules, validation error by model calls, and errors compared, as (H, W, 3) uint8.
+    """Schedules, error by model calls or by steps, and errors compared, as (H, W, 3) uint8.
+
+    Once the steps saved are counted, they take the place of the error during learning.
 
     Args:
         report: finished, or what is known so far.
         title: one line above.
     """
     figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    # text of users and files is not mathematics
+    figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
     left, middle, right = figure.subplots(1, 3)
     _draw_schedules(left, report)
-    _draw_history(middle, report)
+    if report.compared:
+        _draw_steps_saved(middle, report)
+    else:
+        _draw_history(middle, report)
     _draw_errors(right, report)
     return _pixels(figure)
 
@@ -50,9 +57,9 @@ def _draw_history(axes, report: Report) -> None:
         entries = [e for e in report.history if e.start == start and e.error is not None]
         points = [e.calls for e in entries], [e.error for e in entries]
         axes.plot(*points, marker=".", label=f"from {start}")
-    best = best_baseline(report.baselines, "validation_error")
+    best = best_baseline(report.baselines, "ranking_error")
     if best is not None:
-        error = report.baselines[best].validation_error
+        error = report.baselines[best].ranking_error
         axes.axhline(error, color=BEST, ls="--", lw=1, label="best standard schedule")
     axes.set_title("error during learning (validation noises)", fontsize=10)
     axes.set_xlabel("model calls")
@@ -60,19 +67,37 @@ def _draw_history(axes, report: Report) -> None:
     _legend(axes)
 
 
+def _draw_steps_saved(axes, report: Report) -> None:
+    learned = report.compared[0].learned_error
+    steps = len(report.sigmas) - 1
+    for curve, colour in zip(report.compared, (OWN, BEST), strict=False):
+        axes.plot(curve.steps, curve.errors, color=colour, marker="o", ms=4, label=curve.name)
+        equal, more = curve.equal_steps()
+        if equal:
+            axes.plot([equal], [learned], color=colour, marker="x", ms=8)
+            text = f" more than {equal}" if more else f" {equal} steps"
+            axes.text(equal, learned, text, color=colour, fontsize=9, va="bottom")
+    axes.axhline(learned, color=LEARNED, ls="--", lw=1)
+    axes.plot([steps], [learned], color=LEARNED, marker="o", ms=7, label=f"learned, {steps} steps")
+    axes.set_title("steps for the same error", fontsize=10)
+    axes.set_xlabel("steps")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.3)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+
+
 def _draw_errors(axes, report: Report) -> None:
     bars = [  # error, label, colour
-        (b.test_error, name, OTHERS)
-        if b.comparable
-        else (b.test_error, f"{name} (more calls)", MORE_CALLS)
+        (b.ranking_error, f"{name} (validation)", OTHERS if b.comparable else MORE_CALLS)
         for name, b in report.baselines.items()
-        if b.test_error is not None
+        if b.test_error is None and b.ranking_error is not None
     ]
+    tested = {n: b.test_error for n, b in report.baselines.items()}
+    bars += [(error, name, BEST) for name, error in tested.items() if error is not None]
     bars.sort(key=lambda bar: -bar[0])
     if report.test_error is not None:
-        bars.append((report.test_error, report.chosen, LEARNED))  # a standard schedule can win
-        if report.training_error is not None:
-            bars.append((report.training_error, f"{report.chosen}, training noises", TRAINED))
+        bars.append((report.test_error, "learned", LEARNED))
     axes.barh(range(len(bars)), [bar[0] for bar in bars], color=[bar[2] for bar in bars])
     for i, (value, _, _) in enumerate(bars):
         axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)

@@ -30,6 +30,7 @@ INPAINT = "inpaint_options"  # of sampler_options
 TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
 JSON_TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": (int, float), "list[int]": list, "list[str]": list,
+    "list[float]": list,
     "dict[str, Any]": dict,
 }  # fmt: skip
 MOST_FILE_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
@@ -51,6 +52,7 @@ class ScheduleInfo:
         cfg, denoise: guidance scale and denoise it was learned at.
         extras: what the table contains beyond the sampler's own coefficients, values of
             `ld3.table.Extra`; with any, the table itself must be executed.
+        steps_sigmas: the schedule for the plain sampler, if extras were learned with others; or [].
         latent_shape: one sample's latent, without the batch.
         prediction_type: "eps", "v", "edm" or "flow".
         sigma_max: the model's largest noise level.
@@ -78,6 +80,7 @@ class ScheduleInfo:
     report: dict[str, Any]
     sampler_options: dict[str, Any] = field(default_factory=dict)
     extras: list[str] = field(default_factory=list)
+    steps_sigmas: list[float] = field(default_factory=list)
     model_file: str = ""
     model_name: str = ""
     pack_version: str = ""
@@ -110,6 +113,19 @@ class Schedule:
                 f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls "
                 f"cannot have {found[0] + 1} sigmas and a table of {found[1]} calls"
             )
+        if self.info.steps_sigmas:
+            check_sigmas(self.plain_sigmas)
+            ends = [(s[0], s[-1]) for s in (self.plain_sigmas, self.sigmas)]
+            if len(self.plain_sigmas) != len(self.sigmas) or ends[0] != ends[1]:
+                raise ValueError(
+                    f"steps_sigmas must have {len(self.sigmas)} levels with the ends of sigmas; "
+                    f"got {len(self.plain_sigmas)}"
+                )
+
+    @property
+    def plain_sigmas(self) -> Tensor:
+        """The noise levels for the plain sampler, without extras: (N+1,) float32."""
+        return torch.tensor(self.info.steps_sigmas or self.sigmas.tolist(), dtype=torch.float32)
 
 
 def check_name(name: str) -> str:
@@ -227,6 +243,9 @@ def _parse_info(text: str, where: str) -> ScheduleInfo:
                 raise TypeError(f"{f.name} has the wrong type")
         if any(not isinstance(extra, str) for extra in info.extras):
             raise TypeError("extras has the wrong type")
+        numbers = [s for s in info.steps_sigmas if isinstance(s, (int, float))]
+        if len(numbers) != len(info.steps_sigmas) or len(numbers) > MOST_FILE_ELEMENTS:
+            raise TypeError("steps_sigmas has the wrong type")
         if not (
             math.isfinite(info.cfg) and 0 < info.denoise <= 1 and 0 < info.sigma_max < math.inf
         ):

@@ -17,6 +17,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+FIRST_CALL_TOLERANCE = 1e-6  # relative: float32 noise levels are rounded
+
 
 class Extra(str, Enum):
     """What a table can contain beyond the sampler's own coefficients at its noise levels."""
@@ -87,6 +89,14 @@ class SolverTable:
             if not torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12):
                 return m
         return min(self.model_calls, other.model_calls)
+
+    def starts_as(self, other: SolverTable) -> bool:
+        """Whether the first model call is the same: its input and where it is evaluated."""
+        first = [(t.weights[0, 0], t.state_sigmas[0], t.eval_sigmas[0]) for t in (self, other)]
+        return all(
+            abs(float(a - b)) <= FIRST_CALL_TOLERANCE * float(a)
+            for a, b in zip(*first, strict=True)
+        )
 
     def distance(self, other: SolverTable) -> float:
         """Largest relative difference; infinite for another number of calls."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .model import Model
 from .parameters import Coordinate
-from .table import Discretization, SolverTable
+from .table import Discretization, SolverTable, rollout
 from .trajectories import TeacherTrajectories, subsample
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ class TeacherSamples:
         history: (n, 1+M, few) on the CPU, a few elements of the teacher's rollouts: x_init, D_0, ..
             (see `ld3.trajectories`); None where they are not used.
         table: the teacher's, which made the history.
+        first_output: its D_0 (n, *latent), which is also that of a student that starts at the same
+            level; None where it is not kept.
     """
 
     noise: Tensor
@@ -41,14 +43,16 @@ class TeacherSamples:
     target: Tensor
     history: Tensor | None = None
     table: SolverTable | None = None
+    first_output: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.noise)
 
     def __getitem__(self, index: slice | Tensor) -> TeacherSamples:
         history = None if self.history is None else self.history[index]
+        first = None if self.first_output is None else self.first_output[index]
         return TeacherSamples(
-            self.noise[index], self.latent[index], self.target[index], history, self.table
+            self.noise[index], self.latent[index], self.target[index], history, self.table, first
         )
 
     def batches(self, model: Model) -> Iterator[TeacherSamples]:
@@ -58,7 +62,19 @@ class TeacherSamples:
             noise, latent, target = (
                 t.to(model.device) for t in (part.noise, part.latent, part.target)
             )
-            yield TeacherSamples(noise, latent, target, part.history, part.table)
+            first = None if part.first_output is None else part.first_output.to(model.device)
+            yield TeacherSamples(noise, latent, target, part.history, part.table, first)
+
+    def student(self, model: Model, solver: Discretization) -> tuple[Tensor, list[Tensor]]:
+        """Sample this batch: the result and the history, see `Model.sample`.
+
+        A student that starts at the teacher's first level makes its first call there.
+        """
+        history = [model.start(solver.sigmas, self.noise, self.latent)]
+        table, first = self.table, self.first_output
+        if table is not None and first is not None and table.starts_as(solver.table):
+            history.append(first)
+        return rollout(solver.table, model, history)
 
     def trajectories(self, coordinate: Coordinate) -> TeacherTrajectories:
         """The teacher's rollouts of these noises; ValueError if the samples do not contain them."""
@@ -78,22 +94,23 @@ class TargetStore:
     def __init__(self, folder: Path, key: str) -> None:
         self._folder, self._key = folder, key
 
-    def get(self, noise: Tensor, latent: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Target and history of a batch, or None if they are missing or cannot be read."""
+    def get(self, noise: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Target, history and first output of a batch; None if they cannot be read."""
         path = self._path(noise, latent)
         try:
             stored = safetensors.torch.load_file(path) if path.is_file() else {}
-            target, history = stored["target"], stored["history"]
+            target, history, first = (stored[name] for name in ("target", "history", "first"))
         except (safetensors.SafetensorError, OSError, KeyError):
             return None
-        complete = target.shape == noise.shape and history[:, 0].shape == subsample(noise).shape
-        return (target, history) if complete else None
+        complete = target.shape == first.shape == noise.shape
+        complete = complete and history[:, 0].shape == subsample(noise).shape
+        return (target, history, first) if complete else None
 
-    def put(self, samples: TeacherSamples) -> None:
-        """Store a batch of `sample_teacher`; the file appears complete or not at all."""
-        path = self._path(samples.noise, samples.latent)
-        assert samples.history is not None
-        tensors = {"target": samples.target.cpu().contiguous(), "history": samples.history}
+    def put(self, batch: TeacherSamples, target: Tensor, history: Tensor, first: Tensor) -> None:
+        """Store what the teacher made of a batch; the file appears complete or not at all."""
+        path = self._path(batch.noise, batch.latent)
+        tensors = {"target": target.cpu().contiguous(), "history": history}
+        tensors["first"] = first.cpu().contiguous()
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -125,19 +142,22 @@ def sample_teacher(
     Raises:
         UndefinedSamples: the model returned infinite or undefined values.
     """
-    targets, histories = [], []
+    targets, histories, firsts = [], [], []
     for batch in TeacherSamples(noise, latent, noise).batches(model):
         before_batch()
         stored = store.get(batch.noise, batch.latent) if store else None
         if stored is None:
             result, states = model.sample(teacher, batch.noise, batch.latent)
-            stored = result.to(noise.device), torch.stack([subsample(s) for s in states], 1)
+            history = torch.stack([subsample(s) for s in states], 1)
+            stored = result.to(noise.device), history, states[1].to(noise.device)
             _check_finite(stored[0])
             if store:
-                store.put(TeacherSamples(batch.noise, batch.latent, *stored))
+                store.put(batch, *stored)
         targets.append(stored[0])
         histories.append(stored[1])
-    return TeacherSamples(noise, latent, torch.cat(targets), torch.cat(histories), teacher.table)
+        firsts.append(stored[2])
+    target, history, first = (torch.cat(parts) for parts in (targets, histories, firsts))
+    return TeacherSamples(noise, latent, target, history, teacher.table, first)
 
 
 def _check_finite(target: Tensor) -> None:

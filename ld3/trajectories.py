@@ -33,7 +33,7 @@ class TeacherTrajectories:
 
     Between two calls a state is the cubic in sigma with the ODE's slopes, dx/dsigma = (x - D) /
     sigma, at both ends; below the last call it is the straight line to its output. Outputs are
-    linear in the coordinate.
+    cubic in the coordinate, with the slopes of parabolas through three calls.
 
     Args:
         table: the teacher's.
@@ -45,10 +45,14 @@ class TeacherTrajectories:
         # of several calls at one level the last received the corrected state
         last = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
         calls = [last[s] for s in sorted(last)]
+        u = coordinate.from_sigma(table.state_sigmas[calls]).tolist()
+        # flow's coordinate is clipped near 1: of levels that are the same there, the highest
+        calls = [call for call, a, b in zip(calls, u, [*u[1:], None], strict=True) if a != b]
         self.coordinate, self._levels = coordinate, table.state_sigmas[calls].tolist()
         self._u = coordinate.from_sigma(table.state_sigmas[calls]).tolist()
         self._states = torch.einsum("mj,nje->mne", table.weights[calls].float(), history)
         self._outputs = history[:, [m + 1 for m in calls]].movedim(1, 0)
+        self._slopes = _parabola_slopes(self._u, self._outputs)
         self.start = history[:, 0]
 
     def states(self, sigma: float) -> Tensor:
@@ -69,9 +73,20 @@ class TeacherTrajectories:
         j = self._interval(sigma)
         u = float(self.coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
         low, high = self._u[j - 1 : j + 1]
-        f = min(max((u - low) / (high - low), 0.0), 1.0)
-        return torch.lerp(self._outputs[j - 1], self._outputs[j], f)
+        h = high - low
+        t = min(max((u - low) / h, 0.0), 1.0)
+        by_values = torch.lerp(self._outputs[j - 1], self._outputs[j], t**2 * (3 - 2 * t))
+        by_slopes = t * (1 - t) ** 2 * self._slopes[j - 1] - t**2 * (1 - t) * self._slopes[j]
+        return by_values + h * by_slopes
 
     def _interval(self, sigma: float) -> int:
         """j of the interval between levels j - 1 and j that contains sigma, or the nearest one."""
         return min(max(bisect.bisect_left(self._levels, sigma), 1), len(self._levels) - 1)
+
+
+def _parabola_slopes(u: list[float], values: Tensor) -> Tensor:
+    """Slopes at each u of the parabola through it and its neighbours; at the ends, of the chord."""
+    h = values.new_tensor(u).diff()[:, None, None]
+    chords = values.diff(dim=0) / h
+    inner = (h[1:] * chords[:-1] + h[:-1] * chords[1:]) / (h[1:] + h[:-1])
+    return torch.cat([chords[:1], inner, chords[-1:]])

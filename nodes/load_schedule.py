@@ -34,13 +34,14 @@ class LD3LoadSchedule(io.ComfyNode):
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="Noise levels, for SamplerCustom and other nodes that accept SIGMAS. "
-                    "Use them together with the sampler output.",
+                    tooltip="Noise levels for the plain sampler, in SamplerCustom and other nodes "
+                    "that accept SIGMAS. Together with the sampler output the full solver runs, "
+                    "which has noise levels of its own.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
                     tooltip="Sampler the schedule was learned for. If more than time steps was "
-                    "learned, it carries that too, and works with these sigmas only.",
+                    "learned, it carries that too; connect the sigmas output beside it.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule", tooltip="Sigmas and sampler in one, for LD3 KSampler."
@@ -73,4 +74,4 @@ class LD3LoadSchedule(io.ComfyNode):
             f"{info.steps} steps of {info.sampler}{with_extras} at cfg {info.cfg:g}, for "
             f"{info.model_file or info.model_name}",
         )
-        return io.NodeOutput(schedule.sigmas.clone(), sampler, schedule)
+        return io.NodeOutput(schedule.plain_sigmas, sampler, schedule)

@@ -9,35 +9,63 @@ from ..ld3.comfy.requests import AUTO
 from ..ld3.comfy.training_job import TrainingResult
 from ..ld3.schedule import ScheduleInfo
 from ..ld3.table import Extra
-from ..ld3.training.report import Report
+from ..ld3.training.report import Report, StepsCurve
 from ..ld3.training.teacher_choice import TeacherCheck
 
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples are visibly alike
-OVERFITTED = 0.5  # training error over test error, below which the noises were overfitted
 POOR_FLOW_SCHEDULERS = ("karras", "exponential")  # docs/benchmarks.md, "Which teacher"
 FAR_TEACHER = 0.2  # error over the samples' standard deviation, above which images differ visibly
 
 
 def training_summary(result: TrainingResult) -> str:
-    """One line: what was learned."""
+    """What was learned: a verdict, then the file, then details."""
     info, report = result.schedule.info, result.report
     how = "loaded: already saved for these settings"
     if result.trained:
-        how = f"learned in {result.seconds:.0f} s"
+        calls = report.teacher_calls + report.training_calls + report.report_calls
+        how = f"learned in {result.seconds:.0f} s, {calls:,} model calls"
     parts = [f"{result.path.name}: {info.steps} steps of {info.sampler}, {how}"]
+    parts.append(verdict(info.steps, report))
     if report.test_error is not None:
         parts.append(f"error to the teacher {report.test_error:.4g}")
-    if report.training_error is not None:
-        parts.append(f"on the training noises {report.training_error:.4g}")
-    teacher = teacher_summary(info.teacher)
-    if teacher:
-        parts.append(teacher)
     standard = _best_standard(report)
     if standard:
         parts.append(f"best standard schedule ({standard[0]}) {standard[1]:.4g}")
+    if report.steps_error is not None:
+        parts.append(f"time steps alone (the sigmas output) {report.steps_error:.4g}")
+    if len(report.gain) == 2:
+        low, high = report.gain
+        parts.append(f"error ratio {low:.2f} to {high:.2f} (90 % interval)")
+    parts.append(teacher_summary(info.teacher))
+    return "; ".join(part for part in parts if part)
+
+
+def picture_title(result: TrainingResult) -> str:
+    """The report's title: the file's name and the verdict."""
+    info = result.schedule.info
+    found = verdict(info.steps, result.report)
+    return f"{result.path.name}: {found or f'{info.steps} steps of {info.sampler}'}"
+
+
+def verdict(steps: int, report: Report) -> str:
+    """How many steps are saved; "" if that was not measured."""
     if report.chosen != "learned":
-        parts.append(f"the standard schedule {report.chosen} has a lower error and is returned")
-    return "; ".join(parts)
+        return (
+            f"the standard schedule {report.chosen} is closer to the teacher on the test noises "
+            "and is returned"
+        )
+    found = [_equal_steps(curve) for curve in report.compared]
+    found = [text for text in found if text]
+    if not found:
+        return ""
+    return f"{steps} steps come as close to the teacher as {' or '.join(found)}"
+
+
+def _equal_steps(curve: StepsCurve) -> str:
+    count, more = curve.equal_steps()
+    if not count:
+        return ""
+    return f"{'more than ' if more else ''}{count} of {curve.name}"
 
 
 def teacher_summary(teacher: dict[str, Any]) -> str:
@@ -63,20 +91,13 @@ def teacher_summary(teacher: dict[str, Any]) -> str:
 
 def training_warnings(info: ScheduleInfo) -> list[str]:
     """What a user should know before relying on the result."""
-    report, found = Report.from_json(info.report), []
-    learned, trained = report.test_error, report.training_error
-    found += _teacher_warnings(info, learned)
-    standard = _best_standard(report)
-    if standard and learned is not None and standard[1] < learned:
+    report = Report.from_json(info.report)
+    found = _teacher_warnings(info, report.test_error)
+    if len(report.gain) == 2 and report.gain[0] < 1 < report.gain[1]:
+        low, high = report.gain
         found.append(
-            f"on the test noises the standard schedule {standard[0]} is closer to the teacher "
-            f"({standard[1]:.4g}, learned {learned:.4g}): use it, or raise training_noises"
-        )
-    known = trained is not None and learned is not None and report.chosen == "learned"
-    if known and trained < OVERFITTED * learned:
-        found.append(
-            f"the error is {trained:.4g} on the training noises and {learned:.4g} on the test "
-            "noises: the schedule is overfitted to the training noises; raise training_noises"
+            f"on {low:.2f} to {high:.2f} times the standard schedule's error (90 % interval) it is "
+            "not certain which is better: use quality best, or more minutes"
         )
     if report.spread is not None and report.spread < LEAST_SPREAD:
         found.append(

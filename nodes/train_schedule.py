@@ -9,18 +9,19 @@ from ..ld3.comfy import core_samplers
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.requests import (
     AUTO,
+    FULL,
     GAUSS_NEWTON,
     LEARN,
     OPTIMIZERS,
     PUBLISHED_RADIUS,
-    STEPS,
     TrainingRequest,
 )
 from ..ld3.comfy.sampling import schedule_sampler
 from ..ld3.comfy.training_job import train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.plots import report_picture
-from .messages import training_summary, training_warnings
+from ..ld3.training.budget import QUALITIES
+from .messages import picture_title, training_summary, training_warnings
 from .types import CATEGORY, MOST_SEED, LD3Schedule, announce, errors_of
 
 
@@ -161,34 +162,32 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "iterations",
-                    default=12,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=200,
                     advanced=True,
-                    tooltip="Optimization iterations of the best of three starts; the others run a "
-                    "third of them. With decoupled times or the full solver the best of six starts "
-                    "runs 1.6 times as many. With gradient (Adam): passes over the training "
-                    "noises. Time is proportional to it. Typical: 12.",
+                    tooltip="Optimization iterations of the best start. With gradient (Adam): "
+                    "passes over the training noises. 0: as quality or minutes allow. Typical: 0.",
                 ),
                 io.Int.Input(
                     "training_noises",
-                    default=32,
-                    min=4,
+                    default=0,
+                    min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Number of noises to learn from; as many validation noises (at least "
-                    "16) decide which schedule is kept. Each requires one sampling of the teacher. "
-                    "Typical: 32.",
+                    tooltip="Number of noises to learn from; a third as many decide which schedule "
+                    "is kept. Each requires one sampling of the teacher. 0: as quality or minutes "
+                    "allow. Typical: 0.",
                 ),
                 io.Int.Input(
                     "heldout_noises",
-                    default=64,
-                    min=4,
+                    default=0,
+                    min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Number of test noises, on which the report compares the result with "
-                    "all standard schedules. They do not change the schedule. Typical: 64; 16 "
-                    "saves time with a large model.",
+                    tooltip="Number of test noises, on which the result competes with the best "
+                    "standard schedule: the better one is returned. 0: as quality or minutes "
+                    "allow. Typical: 0.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -203,14 +202,14 @@ class LD3TrainSchedule(io.ComfyNode):
                 io.Combo.Input(
                     "learn",
                     options=list(LEARN),
-                    default=STEPS,
+                    default=FULL,
                     optional=True,  # like all below: older API workflows lack them
-                    tooltip="What to learn. Time steps: noise levels only, as SIGMAS for any "
-                    "sampler node. Decoupled times: also the noise level at which the network is "
-                    "evaluated in each call; a tenth to a half less error. D-ODE: also one number "
-                    "per model call, in closed form. Full solver: decoupled times and the "
-                    "sampler's coefficients; the lowest error, best with 64 training_noises. All "
-                    "but time steps require LD3 KSampler or the sampler output.",
+                    tooltip="What to learn. Full solver: noise levels, the noise level at which "
+                    "the network is evaluated in each call, and the sampler's coefficients; by "
+                    "far the lowest error. Time steps: noise levels only, as SIGMAS for any "
+                    "sampler node. Decoupled times: without the coefficients. D-ODE: one number "
+                    "per model call, in closed form. All but time steps require LD3 KSampler or "
+                    "the sampler output. Typical: full solver.",
                 ),
                 io.Combo.Input(
                     "optimizer",
@@ -242,17 +241,59 @@ class LD3TrainSchedule(io.ComfyNode):
                     tooltip="VAE that decodes the images. Required for the distances lpips-... and "
                     "pixel-... only.",
                 ),
+                io.Combo.Input(
+                    "quality",
+                    options=list(QUALITIES),
+                    default="normal",
+                    optional=True,
+                    tooltip="How many model calls to spend in all, the teacher's and the report's "
+                    f"included: fast {QUALITIES['fast']:,}, normal {QUALITIES['normal']:,}, best "
+                    f"{QUALITIES['best']:,} (for up to 6 steps; more above). One image in 20 steps "
+                    "takes 20. fast neither tests the teacher nor counts the steps saved. "
+                    "Typical: normal.",
+                ),
+                io.Float.Input(
+                    "minutes",
+                    default=0.0,
+                    min=0.0,
+                    max=10000.0,
+                    step=0.5,
+                    round=0.01,
+                    optional=True,
+                    tooltip="Time to spend; the first model calls are timed to see how much that "
+                    "allows. 0: as quality says. Typical: 0.",
+                ),
+                io.Combo.Input(
+                    "compare_sampler",
+                    options=[AUTO, *core_samplers.sampler_names()],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Sampler you would use otherwise: the report says how many of its "
+                    "steps the learned schedule saves. auto: euler for flow models, sampler_name "
+                    "for others.",
+                ),
+                io.Combo.Input(
+                    "compare_scheduler",
+                    options=[AUTO, *core_samplers.scheduler_names()],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Scheduler you would use otherwise. auto: simple for flow models, "
+                    "karras for others.",
+                ),
             ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="Learned noise levels, for SamplerCustom and other nodes that accept "
-                    "SIGMAS. Use them together with the sampler output.",
+                    tooltip="Noise levels for the plain sampler, in SamplerCustom and other nodes "
+                    "that accept SIGMAS. Together with the sampler output the full solver runs, "
+                    "which has noise levels of its own.",
                 ),
                 io.Sampler.Output(
                     display_name="sampler",
                     tooltip="Sampler the schedule was learned for. If more than time steps was "
-                    "learned, it carries that too, and works with these sigmas only.",
+                    "learned, it carries that too; connect the sigmas output beside it.",
                 ),
                 LD3Schedule.Output(
                     display_name="schedule",
@@ -290,8 +331,11 @@ class LD3TrainSchedule(io.ComfyNode):
             result = train_schedule(inputs, request, name, retrain)
         schedule, summary = result.schedule, training_summary(result)
         announce(cls, "LD3 Train Schedule", summary, training_warnings(schedule.info))
-        picture = torch.from_numpy(report_picture(result.report, summary)).float()[None] / 255
+        picture = (
+            torch.from_numpy(report_picture(result.report, picture_title(result))).float()[None]
+            / 255
+        )
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(
-            schedule.sigmas.clone(), schedule_sampler(schedule), schedule, picture, ui=shown
+            schedule.plain_sigmas, schedule_sampler(schedule), schedule, picture, ui=shown
         )

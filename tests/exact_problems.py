@@ -17,21 +17,23 @@ from torch import Tensor
 from benchmarks.problems.mixtures import digits, gmm16, mixture_denoiser
 from benchmarks.problems.noise_levels import karras
 from ld3.comfy.core_samplers import sampler_object, traced_sampler
+from ld3.few_parameters import FewParameters
 from ld3.model import Model
 from ld3.parameters import StepParameters
 from ld3.solver_parameters import SolverParameters
 from ld3.table import Discretization
 from ld3.tracing import TracedSampler
 from ld3.training.gauss_newton import GaussNewtonSettings
+from ld3.training.problem import TrainingProblem
 from ld3.training.report import Progress
 from ld3.training.settings import TrainingSettings
-from ld3.training.train import Learned, TrainingProblem, train
+from ld3.training.train import Learned, train
 
 __all__ = ["digits", "gmm16", "karras", "mixture_denoiser"]
 
 # heavy-tailed errors: one noise in a hundred falls into another mode, so many must judge
 SETTINGS = TrainingSettings(
-    steps=5, training_noises=64, validation_noises=256, test_noises=256, iterations=8,
+    steps=5, training_noises=64, validation_noises=256, test_noises=256, descents=3, iterations=8,
     gauss_newton=GaussNewtonSettings(noises=16),
 )  # fmt: skip
 SMOOTH = replace(SETTINGS, training_noises=32, validation_noises=32, test_noises=64)
@@ -98,6 +100,13 @@ def parameters_of(
     """What is learned of a sampler; extras: `decoupled` and `order`."""
     steps_alone = SolverParameters.of_steps(sampler, levels_of(model), model.sigma_max, steps)
     return replace(steps_alone, **extras)
+
+
+def few_parameters_of(
+    model: Model, sampler: TracedSampler, steps: int, **extras: Any
+) -> FewParameters:
+    """The same with few numbers for the extras."""
+    return FewParameters(parameters_of(model, sampler, steps, **extras))
 
 
 def training_task(

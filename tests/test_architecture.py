@@ -97,8 +97,9 @@ def test_imports_form_no_cycle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_of_the_descent_by_gradient_others_know_only_its_settings_and_train_calls_it() -> None:
+def test_of_the_descent_by_gradient_others_know_its_settings_and_train_and_planning_it() -> None:
     allowed = {
+        "ld3/training/planning.py": {f"{WING}.descent"},
         "ld3/training/settings.py": {f"{WING}.gradient_settings"},
         "ld3/training/train.py": {f"{WING}.gradient_settings", f"{WING}.descent"},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import comfy.k_diffusion.sampling as k_diffusion
 import pytest
@@ -11,19 +13,23 @@ from torch import Tensor
 
 from ld3.metrics import Distance
 from ld3.model import Model
-from ld3.parameters import LOG_SIGMA, StepParameters, check_sigmas
+from ld3.parameters import LOG_SIGMA, check_sigmas
 from ld3.table import SolverTable, rollout
-from ld3.teacher import sample_teacher
+from ld3.teacher import TeacherSamples, sample_teacher
 from ld3.tracing import TracedSampler
 from ld3.training.candidates import (
     DIFFERENT,
     RANKED_BASELINES,
     RANKED_SCHEDULES,
-    RANKING_NOISES,
+    TYPICAL_CORRECTION,
+    TYPICAL_OFFSETS,
     Competitors,
+    Start,
     TrajectorySurrogate,
     planned_calls,
-    rank_candidates,
+    rank_baselines,
+    rank_starts,
+    shared_first_calls,
     surrogate_search,
 )
 from ld3.training.report import ProgressReporter
@@ -31,9 +37,9 @@ from ld3.training.validation import Objective
 from ld3.trajectories import TeacherTrajectories, subsample
 
 from .exact_problems import (
+    few_parameters_of,
     gmm16,
     karras,
-    parameters_of,
     sampler_of,
     sampling_of,
     scheduled,
@@ -44,7 +50,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 EULER = TracedSampler(k_diffusion.sample_euler)
 DPMPP_2M = TracedSampler(k_diffusion.sample_dpmpp_2m)
-PARAMETERS = StepParameters(LOG_SIGMA, 80.0, 0.03)
 MEAN, VARIANCE = 0.5, 0.49
 
 
@@ -61,6 +66,10 @@ def gmm_surrogate() -> tuple[Model, TrajectorySurrogate, SolverTable]:
     noise = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     table = DPMPP_2M.table(karras(20, 0.03, 80.0))
     return model, surrogate_of(model, table, 80 * noise), table
+
+
+EXTRAS = [{}, {"decoupled": True}, {"order": 1}, {"decoupled": True, "order": 2}]
+NAMES = ["steps", "times", "corrections", "full"]
 
 
 def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
@@ -97,7 +106,7 @@ def test_for_gaussian_data_the_surrogate_is_exact_everywhere_at_the_teachers_lev
         )
 
 
-def test_between_the_teachers_levels_the_surrogate_converges_quadratically() -> None:
+def test_between_the_teachers_levels_the_surrogate_converges_cubically() -> None:
     anywhere = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
 
     def error(steps: int) -> float:
@@ -108,7 +117,7 @@ def test_between_the_teachers_levels_the_surrogate_converges_quadratically() -> 
             for s in between
         )
 
-    assert error(20) / error(40) == pytest.approx(4, rel=0.25)
+    assert error(20) / error(40) == pytest.approx(8, rel=0.25)
 
 
 def test_a_large_latent_is_represented_by_a_sample_of_its_elements() -> None:
@@ -120,74 +129,185 @@ def test_a_large_latent_is_represented_by_a_sample_of_its_elements() -> None:
     assert surrogate.error(table) < 1e-4
 
 
-def test_the_search_is_deterministic_by_seed_sorted_and_makes_no_model_call() -> None:
+@pytest.mark.parametrize("extras", EXTRAS, ids=NAMES)
+def test_the_search_is_deterministic_by_seed_sorted_and_makes_no_model_call(
+    extras: dict[str, Any],
+) -> None:
     model, surrogate, _ = gmm_surrogate()
-    calls, rounds = model.calls, []
-    found = surrogate_search(
-        surrogate, EULER.table, PARAMETERS, 4, 3, lambda: rounds.append(model.calls)
-    )
-    again, other = (surrogate_search(surrogate, EULER.table, PARAMETERS, 4, s) for s in (3, 4))
+    parameters, calls = few_parameters_of(model, EULER, 4, **extras), model.calls
+    rounds: list[int] = []
+    found = surrogate_search(surrogate, parameters, 3, lambda: rounds.append(model.calls))
+    again, other = (surrogate_search(surrogate, parameters, seed) for seed in (3, 4))
+    assert len(found) > RANKED_SCHEDULES
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     assert not torch.equal(found[0], other[0])
     assert set(rounds) == {model.calls} == {calls}
-    errors = [surrogate.error(EULER.table(PARAMETERS.sigmas(u))) for u in found]
+    errors = [surrogate.error(parameters.discretization(z).table) for z in found]
     assert errors == sorted(errors)
-    for u in found:
-        check_sigmas(PARAMETERS.sigmas(u))
-        torch.testing.assert_close(PARAMETERS.separated(u), u)
+    levels = parameters.levels
+    for z in found:
+        assert len(z) == parameters.size
+        check_sigmas(levels.sigmas(z[:3]))
+        torch.testing.assert_close(levels.separated(z[:3]), z[:3])
 
 
-def test_the_search_beats_every_standard_schedule_on_the_surrogate_and_on_the_model() -> None:
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("extras", EXTRAS[1:], ids=NAMES[1:])
+def test_found_extras_lie_between_zero_and_their_typical_extremes(
+    steps: int, extras: dict[str, Any]
+) -> None:
+    """And some are not zero: descents begin with them."""
+    model, surrogate, _ = gmm_surrogate()
+    parameters = few_parameters_of(model, DPMPP_2M, steps, **extras)
+    offsets = list(TYPICAL_OFFSETS)[-parameters.offsets :] if parameters.offsets else []
+    typical = offsets + [TYPICAL_CORRECTION] * bool(extras.get("order"))
+    assert len(typical) == parameters.size - parameters.free_levels
+    found = torch.stack(surrogate_search(surrogate, parameters, 0))[:, steps - 1 :]
+    shares = found / torch.tensor(typical, dtype=torch.float64)
+    assert bool((shares >= 0).all()) and bool((shares <= 1).all())
+    assert (found != 0).any(0).all()
+    for z in surrogate_search(surrogate, parameters, 1):
+        torch.testing.assert_close(parameters.stepped(z, 0 * z), z, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids=NAMES)
+def test_the_search_beats_every_standard_schedule_on_the_surrogate_and_on_the_model(
+    extras: dict[str, Any],
+) -> None:
     model, surrogate, teacher = gmm_surrogate()
-    found = surrogate_search(surrogate, DPMPP_2M.table, PARAMETERS, 5, 0)
+    parameters = few_parameters_of(model, DPMPP_2M, 5, **extras)
+    found = surrogate_search(surrogate, parameters, 0)
     noise = torch.randn(32, 16, generator=torch.Generator().manual_seed(9))
     target = rollout(teacher, model, [80 * noise])[0]
 
-    def errors(sigmas: Tensor) -> tuple[float, float]:
-        table = DPMPP_2M.table(sigmas)
+    def errors(table: SolverTable) -> tuple[float, float]:
         result = rollout(table, model, [80 * noise])[0]
         return surrogate.error(table), float((result - target).square().mean())
 
-    standard = [errors(karras(5, 0.03, 80.0, rho)) for rho in (1.0, 3.0, 7.0, 50.0)]
-    starts = [errors(PARAMETERS.sigmas(u)) for u in found]
+    levels = [karras(5, 0.03, 80.0, rho) for rho in (1.0, 3.0, 7.0, 50.0)]
+    standard = [errors(DPMPP_2M.table(sigmas)) for sigmas in levels]
+    starts = [errors(parameters.discretization(z).table) for z in found]
     for on_surrogate_or_model in (0, 1):
         best = min(s[on_surrogate_or_model] for s in starts)
         assert best < min(s[on_surrogate_or_model] for s in standard)
 
 
-def test_starts_are_ranked_by_the_model_in_different_basins_at_the_planned_calls() -> None:
+def test_searched_with_the_levels_extras_reduce_the_error_on_the_surrogate() -> None:
+    model, surrogate, _ = gmm_surrogate()
+    best = {}
+    for name, extras in zip(NAMES, EXTRAS, strict=True):
+        parameters = few_parameters_of(model, DPMPP_2M, 4, **extras)
+        z = surrogate_search(surrogate, parameters, 0)[0]
+        best[name] = surrogate.error(parameters.discretization(z).table)
+    assert best["full"] < best["steps"] and best["times"] < best["steps"]
+
+
+class Ranking(NamedTuple):
+    """What a ranking made of a student in four steps; one standard schedule has more."""
+
+    objective: Objective
+    competitors: Competitors
+    samples: TeacherSamples
+    scores: dict[str, Tensor]
+    found: list[Tensor]
+    starts: list[Start]
+    stages: list[str]
+    calls: int
+
+
+def ranked(extras: dict[str, Any], shared: bool = True, broken: tuple[str, ...] = ()) -> Ranking:
+    """Args: shared: first calls are the teacher's. broken: schedules with infinite results."""
     model = gmm16()
-    parameters = parameters_of(model, sampler_of(model, "dpmpp_2m"), 4)
+    parameters = few_parameters_of(model, sampler_of(model, "dpmpp_2m"), 4, **extras)
     schedules = standard_schedules(sampling_of(model), 4)
     schedules["longer"] = standard_schedules(sampling_of(model), 9)["karras"]
-    baselines = {n: parameters.sampler.discretization(s) for n, s in schedules.items()}
+    baselines = {n: parameters.all.sampler.discretization(s) for n, s in schedules.items()}
     noise = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
     teacher = scheduled(model, "dpmpp_2m", 24)
     samples = sample_teacher(model, teacher, noise, torch.zeros_like(noise))
+    if not shared:
+        samples = replace(samples, first_output=None)
     training, validation = samples[:16], samples[16:]
+    known = training.trajectories(model.coordinate)
+    surrogate = TrajectorySurrogate(known, subsample(training.target))
     objective, before = Objective(model, Distance()), model.calls
     competitors = Competitors(parameters, baselines)
     stages: list[str] = []
     progress = ProgressReporter(model, 0, lambda event: stages.append(event.stage))
-    starts, reported = rank_candidates(objective, competitors, training, validation, 0, progress)
+    given = objective, competitors, surrogate, validation, progress
+    scores = {
+        name: score * torch.inf if name in broken else score
+        for name, score in rank_baselines(*given).items()
+    }
+    found = surrogate_search(surrogate, parameters, 0)
+    starts = rank_starts(objective, competitors, scores, found, validation, progress)
+    calls = model.calls - before
+    return Ranking(objective, competitors, validation, scores, found, starts, stages, calls)
 
-    made, planned = model.calls - before, planned_calls(competitors, len(validation))
-    assert planned - 5 * RANKING_NOISES <= made <= planned  # of the longer one, where not ranked
-    assert len(stages) > RANKED_BASELINES + RANKED_SCHEDULES
-    few = validation[:RANKING_NOISES]
+
+@pytest.mark.parametrize("extras", EXTRAS[::3], ids=NAMES[::3])
+def test_starts_are_ranked_by_the_model_in_different_basins(extras: dict[str, Any]) -> None:
+    given = ranked(extras)
+    parameters, starts = given.competitors.parameters, given.starts
+    assert len(given.stages) == RANKED_BASELINES + RANKED_SCHEDULES
     assert [start.error for start in starts] == sorted(start.error for start in starts)
     for i, start in enumerate(starts):
-        error = objective.error(parameters.discretization(start.theta), few)
+        solver = parameters.discretization(start.theta)
+        error = given.objective.error(solver, given.samples)
         assert start.error == pytest.approx(error, rel=1e-3)
         for other in starts[:i]:
-            assert float((start.theta - other.theta).abs().max()) > DIFFERENT
+            assert float((start.theta - other.theta)[:3].abs().max()) > DIFFERENT
     assert len(starts) > 1 and "longer" not in {start.name for start in starts}
+    for start in starts:
+        if start.name.startswith("trajectory"):
+            z = given.found[int(start.name.split()[1]) - 1]
+            assert torch.equal(start.theta, z)
+        else:
+            sigmas = given.competitors.baselines[start.name].sigmas
+            torch.testing.assert_close(parameters.levels.sigmas(start.theta[:3]), sigmas)
+            assert not start.theta[3:].any()
 
-    assert set(reported) == set(baselines)
-    ranked = {n: b.ranking_error for n, b in reported.items() if b.ranking_error is not None}
-    assert len(ranked) == RANKED_BASELINES
-    best = min((n for n in ranked if reported[n].comparable), key=lambda n: ranked[n])
-    validated = [n for n, b in reported.items() if b.validation_error is not None]
-    assert validated == [best] and not reported["longer"].comparable
-    error = objective.error(baselines[best], validation)
-    assert reported[best].validation_error == pytest.approx(error, rel=1e-6)
+
+def test_of_the_standard_schedules_those_best_on_the_surrogate_are_ranked() -> None:
+    given = ranked({})
+    assert len(given.scores) == RANKED_BASELINES and "longer" in given.scores
+    for name, score in given.scores.items():
+        solver = given.competitors.baselines[name]
+        assert torch.equal(score, given.objective.scores(solver, given.samples))
+    reported = given.competitors.as_baselines()
+    assert set(reported) == set(given.competitors.baselines)
+    assert not reported["longer"].comparable and reported["longer"].model_calls == 9
+    rest = [
+        given.objective.error(solver, given.samples)
+        for name, solver in given.competitors.baselines.items()
+        if name not in given.scores
+    ]
+    best = min(float(score.mean()) for score in given.scores.values())
+    assert rest and best < min(rest)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+@pytest.mark.parametrize("extras", EXTRAS[::3], ids=NAMES[::3])
+def test_rankings_make_the_calls_planned(extras: dict[str, Any], shared: bool) -> None:
+    given = ranked(extras, shared)
+    noises, competitors = len(given.samples), given.competitors
+    teacher = given.samples.table
+    assert teacher is not None
+    planned = planned_calls(competitors, noises)
+    made = sum(competitors.baselines[name].table.model_calls for name in given.scores)
+    made += RANKED_SCHEDULES * competitors.parameters.calls
+    assert planned == noises * made  # the longer one is among those ranked
+    ranked_tables = [competitors.baselines[name].table for name in given.scores]
+    saved = RANKED_SCHEDULES + sum(teacher.starts_as(table) for table in ranked_tables)
+    assert given.calls == planned - shared * noises * saved
+    at_least = shared_first_calls(competitors, teacher, noises)
+    assert 0 < at_least <= noises * saved
+
+
+def test_a_schedule_with_infinite_results_is_the_last_start() -> None:
+    plain = ranked({})
+    names = [start.name for start in plain.starts if not start.name.startswith("trajectory")]
+    assert names
+    starts = ranked({}, broken=(names[0],)).starts
+    assert all(start.name != names[0] or start.error == float("inf") for start in starts)
+    assert starts[0].error < float("inf")

@@ -29,7 +29,9 @@ COMMON = {
     "batch_size": 8,
 }
 SETTINGS = {
-    "steps alone": {"sampler_name": "dpmpp_2m", "steps": 4, "cfg": 1.0},
+    "steps alone": {
+        "sampler_name": "dpmpp_2m", "steps": 4, "cfg": 1.0, "learn": "time steps",
+    },
     "full solver": {
         "sampler_name": "ipndm", "steps": 3, "cfg": 2.0, "learn": "time steps + full solver",
     },

@@ -16,6 +16,7 @@ from benchmarks.problems.problem import Problem
 from benchmarks.suites import learning
 from benchmarks.suites.learning import run
 from benchmarks.suites.learning.plot import method_points
+from ld3.training.budget import QUALITIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,7 +89,8 @@ def test_a_row_has_the_keys_and_counts_calls(method: str, few_noises: None) -> N
     assert set(learning.KEYS) | set(learning.COLUMNS) <= set(row)
     assert row["heldout_error"] > 0 and row["frechet"] > 0
     if method == "gauss-newton+decoupled":
-        assert row["model_calls"] > 0 and row["teacher_calls"] == 16 * 20
+        assert row["model_calls"] > 0 and row["teacher_calls"] % 20 == 1  # does its call repeat?
+        assert row["model_calls"] + row["teacher_calls"] <= QUALITIES["normal"]
         assert len(row["eval_sigmas"]) == 4
     elif method == "gits-dp":
         assert (row["model_calls"], row["teacher_calls"]) == (0, 8 * 20)

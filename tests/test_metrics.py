@@ -76,6 +76,30 @@ def test_samples_of_a_batch_do_not_mix(name: str) -> None:
     assert torch.equal(distance.weights(r)[2:4], distance.weights(r[2:4]))
 
 
+@pytest.mark.parametrize("scale", [0.1, 5.0])
+@pytest.mark.parametrize("name", LATENT_DISTANCES)
+def test_scores_do_not_depend_on_a_scale_that_is_known_later(name: str, scale: float) -> None:
+    """They are the distance, for pseudo-Huber its limit of large residuals."""
+    targets, distance = torch.ones(6, 2, 3, 4), Distance(name, scale)
+    samples = targets + residuals().float()
+    scores = distance.score(samples, targets)
+    torch.testing.assert_close(scores, Distance(name).score(samples, targets))
+    wanted = rmse(samples - targets)
+    if name != "pseudo-huber":
+        wanted = distance.between(samples, targets)
+    torch.testing.assert_close(scores, wanted)
+
+
+def test_scores_of_images_are_those_of_their_features() -> None:
+    def features(x: Tensor) -> Tensor:
+        return torch.tanh(x).flatten(1)
+
+    samples, targets = residuals().float(), torch.zeros(6, 2, 3, 4)
+    distance = Distance("pixel-l2", 1.0, features)
+    wanted = torch.tanh(samples).flatten(1).square().mean(1)
+    torch.testing.assert_close(distance.score(samples, targets), wanted)
+
+
 def test_an_unknown_distance_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'cosine'.*pseudo-huber, l2, l1"):
         Distance("cosine")

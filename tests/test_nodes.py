@@ -31,7 +31,8 @@ CONTRACT = {
         "sampler_name:COMBO steps:INT cfg:FLOAT name:STRING seed:INT teacher_sampler:COMBO "
         "teacher_scheduler:COMBO teacher_steps:INT retrain:BOOLEAN denoise:FLOAT distance:COMBO "
         "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT learn:COMBO "
-        "optimizer:COMBO soft_radius:FLOAT vae:VAE",
+        "optimizer:COMBO soft_radius:FLOAT vae:VAE quality:COMBO minutes:FLOAT "
+        "compare_sampler:COMBO compare_scheduler:COMBO",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3LoadSchedule": {
@@ -72,6 +73,8 @@ TINY = {
     "training_noises": 4,
     "heldout_noises": 4,
     "batch_size": 16,
+    "learn": "time steps",
+    "quality": "fast",
 }
 EMPTY_BATCH = {"samples": torch.zeros((0, 3, SIZE, SIZE)), "downscale_ratio_spacial": 1}
 REQUEST = {key: value for key, value in TINY.items() if key not in ("name", "retrain")}
@@ -343,7 +346,7 @@ def test_training_at_a_lower_denoise_starts_at_a_lower_level(train: Any) -> None
         ),
         ({"cfg": -1.0}, ["cfg", "-1"]),
         ({"cfg": float("nan")}, ["cfg", "nan"]),
-        ({"iterations": 0}, ["iterations", "0"]),
+        ({"iterations": -1}, ["iterations", "-1"]),
         ({"name": "../outside"}, ["name", "../outside"]),
         ({"name": "  "}, ["name"]),
         ({"distance": "lpips-alex"}, ["distance 'lpips-alex'", "connect vae", "pseudo-huber"]),
@@ -389,9 +392,9 @@ NOTHING = GraphInputs(None, None, None, {})
         ({"learn": "nonsense"}, ["learn is 'nonsense'", "time steps", "full solver"]),
         ({"soft_radius": -0.5}, ["soft_radius is -0.5"]),
         ({"soft_radius": float("nan")}, ["soft_radius is nan"]),
-        ({"iterations": 0}, ["iterations is 0", "1 or more"]),
-        ({"training_noises": 0}, ["training_noises is 0", "1 or more"]),
-        ({"heldout_noises": 0}, ["heldout_noises is 0", "1 or more"]),
+        ({"iterations": -1}, ["iterations is -1", "0 or more"]),
+        ({"training_noises": -1}, ["training_noises is -1", "0 or more"]),
+        ({"heldout_noises": -1}, ["heldout_noises is -1", "0 or more"]),
         ({"batch_size": 0}, ["batch_size is 0", "1 or more"]),
         ({"name": "a/b"}, ["'a/b'", "name"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
-from ld3.parameters import LOG_SIGMA
+from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA
 from ld3.solver_parameters import SolverParameters
 from ld3.table import SolverTable, combine, rollout
 from ld3.teacher import TargetStore, TeacherSamples, sample_teacher
@@ -89,6 +90,70 @@ def test_between_levels_a_good_teachers_states_are_the_odes() -> None:
         exact = exact_state(x, sigma)
         off = (trajectories.states(sigma) - exact).pow(2).mean().sqrt()
         assert float(off) < 2e-3 * float(exact.pow(2).mean().sqrt())
+
+
+@pytest.mark.parametrize("sampler", [EULER, DPMPP_2M, HEUN], ids=["euler", "dpmpp_2m", "heun"])
+def test_at_the_teachers_levels_the_outputs_are_its_own(sampler: TracedSampler) -> None:
+    table = sampler.table(karras(10, 0.03, START))
+    history = rollout(table, gmm16(), [START * noises()])[1]
+    trajectories = TeacherTrajectories(table, torch.stack(history, 1), LOG_SIGMA)
+    last_calls = {float(s): m for m, s in enumerate(table.state_sigmas)}
+    for sigma, m in last_calls.items():
+        torch.testing.assert_close(trajectories.outputs(sigma), history[m + 1], atol=1e-5, rtol=0)
+    lowest, highest = min(last_calls), max(last_calls)
+    for outside, nearest in ((0.1 * lowest, lowest), (10 * highest, highest)):
+        assert torch.equal(trajectories.outputs(outside), trajectories.outputs(nearest))
+
+
+def outputs_of(function: Callable[[Tensor], Tensor], u: Tensor) -> TeacherTrajectories:
+    """Trajectories whose outputs are a function of the coordinate, at these coordinates."""
+    table = EULER.table(torch.cat([u.exp(), torch.zeros(1)]))
+    values = torch.stack([torch.zeros(()), *function(table.state_sigmas.log())])
+    return TeacherTrajectories(table, values[None, :, None].float(), LOG_SIGMA)
+
+
+def test_outputs_that_are_parabolas_in_the_coordinate_are_exact_between_inner_levels() -> None:
+    """At any distances of the levels; in the first and last interval straight lines are."""
+    u = torch.tensor([4.0, 3.7, 2.0, 1.5, -0.5, -2.0, -2.2], dtype=torch.float64)
+    parabola = outputs_of(lambda u: 3 - 2 * u + 0.5 * u**2, u)
+    line = outputs_of(lambda u: 3 - 2 * u, u)
+    for level in torch.linspace(3.7, -2.0, 30, dtype=torch.float64):
+        found = float(parabola.outputs(float(level.exp())))
+        assert found == pytest.approx(float(3 - 2 * level + 0.5 * level**2), abs=1e-4)
+    for level in torch.linspace(4.0, -2.2, 30, dtype=torch.float64):
+        found = float(line.outputs(float(level.exp())))
+        assert found == pytest.approx(float(3 - 2 * level), abs=1e-4)
+
+
+def test_two_levels_have_a_straight_line_of_outputs_between_them() -> None:
+    u = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    found = outputs_of(lambda u: 1 + u, u).outputs(float(torch.tensor(0.5).exp()))
+    assert float(found) == pytest.approx(1.5, abs=1e-5)
+
+
+def test_of_levels_that_are_the_same_in_the_coordinate_the_highest_counts() -> None:
+    """A shifted flow schedule of many steps has several where its coordinate is clipped."""
+    sigmas = torch.tensor([1.0, 0.99995, 0.99992, 0.99, 0.8, 0.5, 0.1, 0.0])
+    table = EULER.table(sigmas)
+    history = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(1))
+    trajectories = TeacherTrajectories(table, history, LOGIT_SIGMA)
+    assert torch.equal(trajectories.outputs(1.0), history[:, 1])
+    assert torch.equal(trajectories.states(1.0), history[:, 0])
+    for sigma in (0.99997, 0.9999, 0.995, 0.6, 0.05):
+        assert torch.isfinite(trajectories.outputs(sigma)).all()
+        assert torch.isfinite(trajectories.states(sigma)).all()
+
+
+def test_between_levels_outputs_converge_cubically() -> None:
+    errors = []
+    for steps in (20, 40):
+        u = torch.linspace(4, -3, steps, dtype=torch.float64)
+        u = u + 0.1 * (u.diff(append=u[-1:] - 7 / steps)) * (torch.arange(steps) % 2)
+        trajectories = outputs_of(torch.sin, u)
+        levels = torch.lerp(u[1:-2], u[2:-1], torch.tensor(0.4, dtype=torch.float64))
+        found = [float(trajectories.outputs(float(level.exp()))) for level in levels]
+        errors.append(float((torch.tensor(found) - levels.sin()).abs().max()))
+    assert errors[0] / errors[1] > 7
 
 
 def test_below_the_last_level_states_are_on_the_straight_line_to_the_last_output() -> None:

@@ -96,4 +96,4 @@ def _ours(method: str, trial: Trial) -> Result:
     optimizer, _, extras = method.partition("+")
     gradient = ADAM if optimizer == "gradient" else None
     learned = ours.learn(trial, **ours.EXTRAS[extras], gradient=gradient)
-    return ours.result_of(learned, trial.live.teacher)
+    return ours.result_of(learned)

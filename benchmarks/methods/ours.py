@@ -14,16 +14,27 @@ from ld3.parameters import StepParameters, check_sigmas
 from ld3.solver_parameters import SolverParameters
 from ld3.table import Discretization
 from ld3.teacher import TeacherSamples
+from ld3.training.budget import calls_of
 from ld3.training.gauss_newton import GaussNewton
 from ld3.training.gradient.descent import GradientDescent
 from ld3.training.gradient.gradient_settings import ADAM
+from ld3.training.planning import within_budget
+from ld3.training.problem import TrainingProblem
 from ld3.training.settings import TrainingSettings
-from ld3.training.train import Learned, TrainingProblem, train
+from ld3.training.steps_saved import (
+    MOST_OWN,
+    MOST_STANDARD,
+    OWN_MULTIPLES,
+    STANDARD_MULTIPLES,
+    Rival,
+)
+from ld3.training.train import Learned, train
 from ld3.training.validation import Objective
 
 from .trial import Result, Trial
 
-NOISES, TEST_NOISES = 32, 4
+NOISES = 32
+CHECK_CALLS = 280  # what the node's test of its teacher adds, at 20 steps
 ITERATIONS = TrainingSettings.iterations  # of Gauss-Newton
 EXTRAS: dict[str, dict[str, Any]] = {
     "": {},
@@ -36,24 +47,24 @@ POINTS = 16  # of a descent by gradient, at which it is measured
 LOWEST_START = 0.1  # sigma
 
 
-def learn(trial: Trial, teacher: Discretization | None = None, **changes: Any) -> Learned:
-    """A whole learning run on 32 training and 32 validation noises.
+def learn(
+    trial: Trial,
+    teacher: Discretization | None = None,
+    quality: str = "normal",
+    compared: bool = False,
+    **changes: Any,
+) -> Learned:
+    """A whole learning run.
 
     Args:
         teacher: the common one by default; D-ODE's always uses the common one's sampler.
+        quality: of the node, which decides the model calls; not used where `changes` contain the
+            number of training noises.
+        compared: also count the steps saved, as the node does.
         changes: fields of `TrainingSettings`.
     """
     live = trial.live
-    settings = TrainingSettings(
-        **{
-            "steps": trial.steps,
-            "training_noises": NOISES,
-            "validation_noises": NOISES,
-            "test_noises": TEST_NOISES,
-            "seed": trial.seed,
-            **changes,
-        }
-    )
+    settings = TrainingSettings(**{"steps": trial.steps, "seed": trial.seed, **changes})
     task = TrainingProblem(
         live.model,
         live.traced(trial.sampler),
@@ -62,17 +73,38 @@ def learn(trial: Trial, teacher: Discretization | None = None, **changes: Any) -
         live.schedules(trial.sampler, trial.steps),
         teacher_sampler=live.traced(live.recipe.sampler),
     )
+    if compared:
+        task = _with_rivals(trial, task)
+    if "training_noises" not in changes and not settings.gradient:
+        calls = calls_of(quality, trial.steps) - (CHECK_CALLS if compared else 0)
+        settings = within_budget(task, settings, calls)
     noise = trial.noises(settings.noises)
     with trial.training_batches():
         return train(task, settings, noise, torch.zeros_like(noise))
 
 
-def result_of(learned: Learned, teacher: Discretization) -> Result:
-    """A run's solver and calls, without its test noises, which only its report uses."""
+def _with_rivals(trial: Trial, task: TrainingProblem) -> TrainingProblem:
+    """The task with what the node compares it with in more steps by default."""
+    flow = task.model.coordinate.name == "logit"
+    names = ("euler", "simple") if flow else (trial.sampler, "karras")
+
+    def rival(sampler: str, scheduler: str, multiples: tuple[int, ...], most: int) -> Rival:
+        def solver(steps: int) -> Discretization:
+            return trial.live.standard(sampler, scheduler, steps)
+
+        return Rival(f"{sampler} + {scheduler}", solver, multiples, most * trial.steps)
+
+    def standard(scheduler: str) -> Rival:
+        return rival(trial.sampler, scheduler, STANDARD_MULTIPLES, MOST_STANDARD)
+
+    return replace(task, own=rival(*names, OWN_MULTIPLES, MOST_OWN), standard=standard)
+
+
+def result_of(learned: Learned) -> Result:
+    """A run's solver and calls, the report's not counted."""
     check_sigmas(learned.solver.sigmas)
     report = learned.report
-    unused = TEST_NOISES * teacher.table.model_calls
-    return Result(learned.solver, report.training_calls, report.teacher_calls - unused)
+    return Result(learned.solver, report.training_calls, report.teacher_calls)
 
 
 class Point(NamedTuple):

@@ -19,8 +19,8 @@ T = TypeVar("T")
 PROMPT = "grinning face"
 # 20 steps of dpmpp_2m are at RMSE 0.004 (cfg 1) and 0.007 (cfg 4) to the reference with beta, at
 # 0.001 and 0.010 with karras, which fails for other flows (`suites.flow_teachers`).
-FLOW_REFERENCE: Recipe = ("heun", "beta", 60)
-FLOW_TEACHER: Recipe = ("dpmpp_2m", "beta", 20)
+FLOW_REFERENCE = Recipe("heun", "beta", 60)
+FLOW_TEACHER = Recipe("dpmpp_2m", "beta", 20)
 EMOJI_COMPONENTS = 64  # principal components of the data
 
 

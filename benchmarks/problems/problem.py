@@ -39,7 +39,6 @@ class Problem:
     Attributes:
         heldout_noises, frechet_noises: sizes of the two test sets.
         training_batch: noises per model call while learning.
-        reference, teacher: how the common reference and the common teacher sample.
         variance_preserving: whether the network's input is scaled by 1 / (1 + sigma^2)^1/2.
         reference: in place of the ODE's solution.
         reference_batch: noises per model call of the reference.
@@ -50,7 +49,6 @@ class Problem:
     heldout_noises, frechet_noises = 512, 4096
     reference_batch = BATCH
     training_batch = 32
-    reference, teacher = REFERENCE, TEACHER
     variance_preserving = False
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:

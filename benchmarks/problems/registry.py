@@ -19,6 +19,13 @@ MIXTURES = {
     "moons": (mixtures.moons_components, (2,), 80.0),
 }
 """Name -> components, shape of a sample, sigma_max."""
+DEMOS = {
+    "demo": {},
+    "demo-cfg4": {"cfg": 4.0},
+    "demo-flow": {"model": "flow"},
+    "demo-flow-cfg4": {"model": "flow", "cfg": 4.0},
+}
+"""Name -> arguments of `DemoProblem`."""
 EXACT = (*MIXTURES, "gauss")
 EARLIER = ("digits", "gmm16", "mixture-1d", "mixture-2d", "heavy16")
 """Measured against a coarser reference since the first results; more steps change it by < 0.001."""
@@ -30,14 +37,14 @@ def load(name: str) -> Problem:
 
     NAME-flow is an exact problem as a flow model, NAME-flow-shift3 with its noise levels shifted.
     """
-    if name == "demo":
-        return DemoProblem()
+    if name in DEMOS:
+        return DemoProblem(name, **DEMOS[name])
     named = re.fullmatch(r"(.+?)(-flow(-shift(\d+(\.\d+)?))?)?", name)
     data, flow, shift = named.group(1, 2, 4) if named else (name, None, None)
     if data not in EXACT:
         raise ValueError(
-            f"no problem is called {name!r}; choose demo or one of {[*EXACT]}, as a flow model "
-            "NAME-flow or NAME-flow-shift3"
+            f"no problem is called {name!r}; choose one of {[*DEMOS, *EXACT]}, the latter as a "
+            "flow model NAME-flow or NAME-flow-shift3"
         )
     if not flow:
         reference = REFERENCE if name in EARLIER else FINE_REFERENCE

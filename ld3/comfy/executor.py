@@ -71,13 +71,13 @@ def _table_function(schedule: Schedule) -> Any:
 
 
 def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
-    """Raise ValueError unless sigmas (N+1,) are the schedule's own; a table is for no others."""
+    """Raise ValueError unless sigmas (N+1,) are the schedule's; a table is for no others.
+
+    Its own, or those for the plain sampler, which LD3's nodes give as SIGMAS.
+    """
     own, given = schedule.sigmas.double(), sigmas.detach().cpu().double()
-    if len(own) == len(given):
-        ends = own[-1] == 0 and float(given[-1]) in (0.0, float(torch.tensor(LOWERED_END)))
-        last = ends or torch.isclose(own[-1], given[-1], rtol=SAME_LEVEL)
-        if last and torch.allclose(own[:-1], given[:-1], rtol=SAME_LEVEL, atol=0):
-            return
+    if _same(own, given) or _same(schedule.plain_sigmas.double(), given):
+        return
     carried = ", ".join(schedule.info.extras) or f"the table of {schedule.info.sampler}"
     raise ValueError(
         f"the sampler of LD3 schedule {schedule.name!r} contains {carried} and works only with its "
@@ -85,6 +85,14 @@ def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
         f"steps at {_listed(given)}. Connect the sigmas of the same LD3 node, or use LD3 KSampler, "
         "which also supports a lower denoise"
     )
+
+
+def _same(own: Tensor, given: Tensor) -> bool:
+    if len(own) != len(given):
+        return False
+    ends = own[-1] == 0 and float(given[-1]) in (0.0, float(torch.tensor(LOWERED_END)))
+    last = bool(ends or torch.isclose(own[-1], given[-1], rtol=SAME_LEVEL))
+    return last and torch.allclose(own[:-1], given[:-1], rtol=SAME_LEVEL, atol=0)
 
 
 def _listed(sigmas: Tensor) -> str:

@@ -5,6 +5,7 @@ So model loading, conditioning, hooks, memory and cleanup are ComfyUI's own, and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -123,6 +124,16 @@ def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
+    """Measured time of a model call per sample, of one batch; call the model before, to load it."""
+    model = guided.model
+    noise, latent = (t[: model.batch_size].to(model.device) for t in (noise, latent))
+    x = model.scale_noise(noise, latent, model.sigma_max)
+    started = time.perf_counter()
+    model(x, x.new_full((len(x),), model.sigma_max)).cpu()  # which waits for the device
+    return (time.perf_counter() - started) / len(x)
 
 
 def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:

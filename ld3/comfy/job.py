@@ -19,7 +19,7 @@ from .latents import check_conditioning, latent_samples, training_noises
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-ALGORITHM = 4  # increased when the same settings learn another schedule than before
+ALGORITHM = 5  # increased when the same settings learn another schedule than before
 
 
 @dataclass(frozen=True)

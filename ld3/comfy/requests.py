@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..metrics import DISTANCES
+from ..training.budget import QUALITIES, calls_of
 from ..training.gradient.gradient_settings import ADAM, PAPER, GradientSettings
 from ..training.settings import TrainingSettings
 
@@ -16,21 +17,26 @@ OPTIMIZERS: dict[str, GradientSettings | None] = {
     "gradient (LD3 paper)": PAPER,
     "gradient (Adam, thorough)": ADAM,
 }
-STEPS = "time steps"
+STEPS, FULL = "time steps", "time steps + full solver"
 LEARN: dict[str, dict[str, Any]] = {
     STEPS: {},
     "time steps + decoupled times": {"decoupled": True},
     "time steps + D-ODE": {"dode": True},
-    "time steps + full solver": {"decoupled": True, "order": 1, "output_mix": True},
+    FULL: {"decoupled": True, "order": 1, "output_mix": True},
 }
 PUBLISHED_RADIUS = -1.0
+GRADIENT_NOISES, GRADIENT_TEST_NOISES, GRADIENT_ITERATIONS = 32, 16, 12
+"""Of the gradient optimizers, which have no quality."""
 AUTO = "auto"
-"""A teacher_scheduler: choose by the model's prediction type and a short test."""
+"""Of a teacher's scheduler: chosen by prediction type and a short test; of others: by the first."""
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The widgets of LD3 Train Schedule, by their names."""
+    """The widgets of LD3 Train Schedule, by their names.
+
+    `iterations`, `training_noises` and `heldout_noises` are 0 where `quality` decides.
+    """
 
     sampler_name: str
     steps: int
@@ -46,8 +52,12 @@ class TrainingRequest:
     heldout_noises: int
     batch_size: int
     optimizer: str = GAUSS_NEWTON
-    learn: str = STEPS
+    learn: str = FULL
     soft_radius: float = PUBLISHED_RADIUS
+    quality: str = "normal"
+    minutes: float = 0.0
+    compare_sampler: str = AUTO
+    compare_scheduler: str = AUTO
 
     def settings(self) -> TrainingSettings:
         """The constants of the training; ValueError for a value that cannot work."""
@@ -55,6 +65,7 @@ class TrainingRequest:
         if not 0 < self.denoise <= 1:
             raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
         choices = {"distance": DISTANCES, "optimizer": OPTIMIZERS, "learn": LEARN}
+        choices["quality"] = QUALITIES
         for name, options in choices.items():
             if getattr(self, name) not in options:
                 raise ValueError(
@@ -64,21 +75,45 @@ class TrainingRequest:
             raise ValueError(
                 f"soft_radius is {self.soft_radius}; use 0 (none) or more, or -1 for the paper's"
             )
-        for name in ("iterations", "training_noises", "heldout_noises", "batch_size"):
-            check_at_least(1, name, getattr(self, name))
+        for name in ("iterations", "training_noises", "heldout_noises"):
+            check_at_least(0, name, getattr(self, name))
+        check_at_least(1, "batch_size", self.batch_size)
+        if not 0 <= self.minutes < math.inf:
+            raise ValueError(f"minutes is {self.minutes}; use 0 (as quality says) or more")
         settings = TrainingSettings(
             steps=self.steps,
-            training_noises=self.training_noises,
-            validation_noises=max(16, self.training_noises),
-            test_noises=self.heldout_noises,
-            iterations=self.iterations,
             distance=self.distance,
             seed=self.seed % 2**63,
             gradient=self.gradient,
             **LEARN[self.learn],
         )
         settings.check(self.teacher_steps)
-        return settings
+        return self.with_numbers(settings)
+
+    def calls(self, seconds_per_call: float) -> int:
+        """Model calls of the training in all: those of `minutes`, or of `quality`."""
+        if self.minutes:
+            return int(60 * self.minutes / seconds_per_call)
+        return calls_of(self.quality, self.steps)
+
+    @property
+    def all_numbers(self) -> bool:
+        """Whether the user chose all numbers that quality or minutes would."""
+        return all((self.iterations, self.training_noises, self.heldout_noises))
+
+    def with_numbers(self, settings: TrainingSettings) -> TrainingSettings:
+        """Settings with the numbers that the user chose."""
+        numbers = {"training_noises": self.training_noises, "test_noises": self.heldout_noises}
+        numbers["iterations"] = self.iterations
+        if self.gradient:
+            numbers = {
+                "training_noises": self.training_noises or GRADIENT_NOISES,
+                "test_noises": self.heldout_noises or GRADIENT_TEST_NOISES,
+            }
+            numbers["validation_noises"] = max(16, numbers["training_noises"])
+        elif self.training_noises:
+            numbers["validation_noises"] = max(4, self.training_noises // 3)
+        return replace(settings, **{name: value for name, value in numbers.items() if value})
 
     def teacher_facts(self) -> dict[str, Any]:
         """What decides the teacher's samples (the batch size in their last bits)."""
@@ -92,7 +127,7 @@ class TrainingRequest:
         if preset is None:
             return None
         if preset.adam:
-            preset = preset.with_rounds(self.iterations)
+            preset = preset.with_rounds(self.iterations or GRADIENT_ITERATIONS)
         if self.soft_radius == PUBLISHED_RADIUS:
             return preset
         return replace(preset, radius=self.soft_radius)

@@ -131,7 +131,9 @@ def _stretched(schedule: Schedule, denoise: float) -> tuple[comfy.samplers.KSAMP
             f"for the sampler {info.sampler!r}, which is not among those installed here: use "
             f"{learned_at:g}, or install the pack it comes from"
         )
-    sigmas = resampled(schedule.sigmas, int(info.steps * learned_at / denoise))[-(info.steps + 1) :]
+    sigmas = resampled(schedule.plain_sigmas, int(info.steps * learned_at / denoise))[
+        -(info.steps + 1) :
+    ]
     return core_samplers.sampler_object(info.sampler), sigmas
 
 

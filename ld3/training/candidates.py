@@ -1,4 +1,4 @@
-"""The schedules a descent begins with, found in two stages.
+"""The solvers a descent begins with, found in two stages.
 
 First a search costs no model call. Near a teacher trajectory x_T(s) with denoised outputs D_T(s)
 the denoiser of data with variance sd^2, in states a x0 + s noise, is about
@@ -7,7 +7,10 @@ the denoiser of data with variance sd^2, in states a x0 + s noise, is about
 
 exact on the trajectory, and off it with the slope for a Gaussian of the data's variance. Running a
 student with this surrogate is arithmetic only, so hundreds of schedules can be tried. A random
-population, refined member by member, keeps the several basins of a schedule's error.
+population, refined member by member, keeps the several basins of a student's error.
+
+Extras are searched with the noise levels, by the few numbers of `FewParameters`: descents that
+begin with typical extras need a fraction of the iterations.
 
 Then the real model ranks what was found, and the standard schedules that are best on the surrogate.
 """
@@ -16,31 +19,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..few_parameters import FewParameters
 from ..metrics import rmse
-from ..parameters import StepParameters
-from ..solver_parameters import SolverParameters
+from ..parameters import Coordinate
 from ..table import Discretization, SolverTable, rollout
 from ..teacher import TeacherSamples
-from ..trajectories import TeacherTrajectories, subsample
-from .report import Baseline, ProgressReporter, best_baseline, finite
+from ..trajectories import TeacherTrajectories
+from .report import Baseline, ProgressReporter
 from .validation import Objective
 
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
 TRAJECTORIES = 8  # teacher rollouts of the surrogate
 RANKED_BASELINES = 4  # standard schedules, the best on the surrogate, that the real model ranks
-RANKED_SCHEDULES = 6  # schedules found on the surrogate that the real model ranks
+RANKED_SCHEDULES = 4  # schedules found on the surrogate that the real model ranks
+SAME_SCHEDULE = 0.02  # in u: standard schedules closer to each other are ranked once
 DIFFERENT = 0.3  # in u: starts closer to each other share a basin
-RANKING_NOISES = 16  # of the validation noises
+TYPICAL_OFFSETS, TYPICAL_CORRECTION = (-0.5, -0.9), 0.5  # the largest; offsets in u
+MUTATION_SHARE = 0.4  # of an extra's typical extreme: its mutations, relative to those of u
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where a descent begins: theta of the noise levels alone, and its error on a few noises."""
+    """Where a descent begins: theta, and its mean score on the validation noises."""
 
     name: str
     theta: Tensor
@@ -49,12 +54,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Competitors:
-    """The student's parameters, and standard schedules by scheduler.
+    """What is learned, and standard schedules by scheduler.
 
     Those with the student's steps and calls can be starts.
     """
 
-    parameters: SolverParameters
+    parameters: FewParameters
     baselines: dict[str, Discretization]
 
     def as_baselines(self) -> dict[str, Baseline]:
@@ -96,106 +101,139 @@ class TrajectorySurrogate:
 
 def surrogate_search(
     surrogate: TrajectorySurrogate,
-    table_of: Callable[[Tensor], SolverTable],
-    levels: StepParameters,
-    steps: int,
+    parameters: FewParameters,
     seed: int,
     before_round: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
-    """Schedules with small surrogate error, best first: up to 12 vectors u (steps-1,).
+    """Parameters z with small surrogate error, best first: up to 12.
 
     Args:
         before_round: called before every round of the search, where a caller may interrupt.
     """
     generator = torch.Generator().manual_seed(seed)
+    levels, free, size = parameters.levels, parameters.free_levels, parameters.size
     upper, lower = levels.bounds()
+    typical = _typical_extras(parameters)
+    widths = torch.cat([torch.ones(free, dtype=torch.float64), MUTATION_SHARE * typical.abs()])
 
-    def scored(u: Tensor) -> tuple[float, Tensor]:
-        u = levels.separated(u.sort(descending=True).values)
-        return surrogate.error(table_of(levels.sigmas(u))), u
+    def scored(z: Tensor) -> tuple[float, Tensor]:
+        u = levels.separated(z[:free].sort(descending=True).values)
+        # each extra between 0 and its typical extreme
+        z = torch.cat([u, typical * (z[free:] / typical).clamp(0.0, 1.0)])
+        return surrogate.error(parameters.discretization(z).table), z
 
-    def random(scale: float) -> Tensor:
-        return scale * torch.rand(steps - 1, generator=generator, dtype=torch.float64)
+    def drawn() -> tuple[float, Tensor]:
+        uniform = torch.rand(size, generator=generator, dtype=torch.float64)
+        u = lower + (upper - lower) * uniform[:free]
+        return scored(torch.cat([u, typical * uniform[free:]]))
 
-    members = sorted(
-        (scored(lower + random(upper - lower)) for _ in range(POPULATION)), key=lambda m: m[0]
-    )
-    members = members[:SURVIVORS]
+    def child(z: Tensor, spread: float) -> tuple[float, Tensor]:
+        moves = torch.randn(size, generator=generator, dtype=torch.float64)
+        return scored(z + spread * widths * moves)
+
+    members = sorted((drawn() for _ in range(POPULATION)), key=lambda m: m[0])[:SURVIVORS]
     for round_ in range(ROUNDS):
         before_round()
-        spread = 0.5 * 0.7**round_
         for i, best in enumerate(members):
-            children = [
-                scored(
-                    best[1]
-                    + spread * torch.randn(steps - 1, generator=generator, dtype=torch.float64)
-                )
-                for _ in range(CHILDREN)
-            ]
+            children = [child(best[1], 0.5 * 0.7**round_) for _ in range(CHILDREN)]
             members[i] = min([best, *children], key=lambda m: m[0])
-    return [u for _, u in sorted(members, key=lambda m: m[0])]
+    return [z for _, z in sorted(members, key=lambda m: m[0])]
 
 
-def rank_candidates(
+def _typical_extras(parameters: FewParameters) -> Tensor:
+    """The largest typical extras, (size - free_levels,)."""
+    offsets = TYPICAL_OFFSETS[-parameters.offsets :] if parameters.offsets else []
+    corrections = [TYPICAL_CORRECTION] if parameters.all.corrections else []
+    return torch.tensor([*offsets, *corrections], dtype=torch.float64)
+
+
+def rank_baselines(
     objective: Objective,
     competitors: Competitors,
-    training: TeacherSamples,
-    validating: TeacherSamples,
-    seed: int,
+    surrogate: TrajectorySurrogate,
+    samples: TeacherSamples,
     progress: ProgressReporter,
-) -> tuple[list[Start], dict[str, Baseline]]:
-    """All starts in different basins, best first, and the baselines with their errors.
-
-    Raises:
-        ValueError: every schedule ends in infinite or undefined values.
-    """
-    parameters, few = competitors.parameters, validating[:RANKING_NOISES]
-    known = training[:TRAJECTORIES]
-    surrogate = TrajectorySurrogate(
-        known.trajectories(parameters.levels.coordinate), subsample(known.target)
-    )
-    starts: list[Start] = []
-    reported = competitors.as_baselines()
-    solvers = competitors.baselines
-    likely = sorted(solvers, key=lambda name: surrogate.error(solvers[name].table))
+) -> dict[str, Tensor]:
+    """Scores (n,) of the standard schedules that are best on the surrogate, by scheduler."""
+    solvers, coordinate = competitors.baselines, competitors.parameters.levels.coordinate
+    likely: list[str] = []
+    for name in sorted(solvers, key=lambda name: surrogate.error(solvers[name].table)):
+        others = [solvers[other].table.state_sigmas for other in likely]
+        if not any(_alike(solvers[name].table.state_sigmas, o, coordinate) for o in others):
+            likely.append(name)
+    scores = {}
     for name in likely[:RANKED_BASELINES]:
         progress.stage(f"ranking candidates: {name}")
-        solver = solvers[name]
-        error = objective.error(solver, few)
-        reported[name] = replace(reported[name], ranking_error=finite(error))
-        if solver.steps == parameters.steps and solver.table.model_calls == parameters.calls:
-            starts.append(Start(name, parameters.levels.from_sigmas(solver.sigmas), error))
-    best = best_baseline(reported, "ranking_error")
-    if best is not None:
-        error = objective.error(solvers[best], validating)
-        reported[best] = replace(reported[best], validation_error=finite(error))
-    found = surrogate_search(
-        surrogate,
-        parameters.sampler.table,
-        parameters.levels,
-        parameters.steps,
-        seed,
-        lambda: progress.stage("searching candidates on the teacher's trajectories"),
-    )
-    for i, u in enumerate(found[:RANKED_SCHEDULES]):
+        scores[name] = objective.scores(solvers[name], samples)
+    return scores
+
+
+def _alike(levels: Tensor, others: Tensor, coordinate: Coordinate) -> bool:
+    """Whether two schedules differ too little to tell them apart (as simple and sgm_uniform)."""
+    if len(levels) != len(others):
+        return False
+    difference = coordinate.from_sigma(levels) - coordinate.from_sigma(others)
+    return float(difference.abs().max()) < SAME_SCHEDULE
+
+
+def rank_starts(
+    objective: Objective,
+    competitors: Competitors,
+    scores: dict[str, Tensor],
+    found: list[Tensor],
+    samples: TeacherSamples,
+    progress: ProgressReporter,
+) -> list[Start]:
+    """All starts in different basins, best first.
+
+    Args:
+        scores: of standard schedules on the same samples.
+        found: what `surrogate_search` found for the competitors' parameters.
+
+    Raises:
+        ValueError: every start ends in infinite or undefined values.
+    """
+    parameters, starts = competitors.parameters, []
+    for name, score in scores.items():
+        solver = competitors.baselines[name]
+        if (
+            solver.steps == parameters.free_levels + 1
+            and solver.table.model_calls == parameters.calls
+        ):
+            theta = parameters.extended(parameters.levels.from_sigmas(solver.sigmas))
+            starts.append(Start(name, theta, _finite_mean(score)))
+    for i, theta in enumerate(found[:RANKED_SCHEDULES]):
         progress.stage("ranking candidates: from the teacher's trajectories")
-        error = objective.error(parameters.discretization(parameters.extended(u)), few)
-        starts.append(Start(f"trajectory {i + 1}", u, error))
+        error = objective.error(parameters.discretization(theta), samples)
+        starts.append(Start(f"trajectory {i + 1}", theta, error))
     different: list[Start] = []
+    free = parameters.free_levels
     for start in sorted(starts, key=lambda s: s.error):
-        if all(float((start.theta - other.theta).abs().max()) > DIFFERENT for other in different):
+        apart = [float((start.theta - other.theta)[:free].abs().max()) for other in different]
+        if all(distance > DIFFERENT for distance in apart):
             different.append(start)
     if not math.isfinite(different[0].error):
         raise ValueError(
             "with this number of steps every schedule gives infinite or undefined values with this "
             "sampler; use more steps or another sampler"
         )
-    return different, reported
+    return different
 
 
-def planned_calls(competitors: Competitors, validation_noises: int) -> int:
-    """Model calls of `rank_candidates`, at most."""
-    few, student = min(RANKING_NOISES, validation_noises), competitors.parameters.calls
+def _finite_mean(scores: Tensor) -> float:
+    mean = float(scores.mean())
+    return mean if math.isfinite(mean) else math.inf
+
+
+def planned_calls(competitors: Competitors, noises: int) -> int:
+    """Model calls of both rankings, at most."""
     ranked = sorted((s.table.model_calls for s in competitors.baselines.values()), reverse=True)
-    best = validation_noises * student if ranked else 0
-    return few * (sum(ranked[:RANKED_BASELINES]) + RANKED_SCHEDULES * student) + best
+    found = RANKED_SCHEDULES * competitors.parameters.calls
+    return noises * (sum(ranked[:RANKED_BASELINES]) + found)
+
+
+def shared_first_calls(competitors: Competitors, teacher: SolverTable, noises: int) -> int:
+    """How many first calls of both rankings are the teacher's, at least; the student's are."""
+    others = sum(not teacher.starts_as(s.table) for s in competitors.baselines.values())
+    ranked = min(RANKED_BASELINES, len(competitors.baselines))
+    return noises * (max(0, ranked - others) + RANKED_SCHEDULES)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..few_parameters import FewParameters
 from ..solver_parameters import SolverParameters
 from ..table import Discretization, rollout
 from ..teacher import TeacherSamples
@@ -29,6 +30,7 @@ from ..trajectories import subsample
 from .trajectory_matching import TrajectoryResiduals
 from .validation import Objective
 
+Parameters = SolverParameters | FewParameters
 FINAL_TRAJECTORY_WEIGHT = 0.1
 RESULT_ELEMENTS = 1024  # per latent: plenty of equations per noise for a few parameters
 
@@ -49,7 +51,7 @@ class GaussNewtonSettings:
             matched. For steps alone, too.
     """
 
-    noises: int = 8
+    noises: int = 4
     difference: float = 0.05
     damping: float = 0.02
     memory: float = 0.5
@@ -60,7 +62,7 @@ class GaussNewtonSettings:
 
 def normal_equations(
     objective: Objective,
-    parameters: SolverParameters,
+    parameters: Parameters,
     theta: Tensor,
     samples: TeacherSamples,
     difference: float,
@@ -93,7 +95,7 @@ def normal_equations(
         g.add_(share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu())
 
     for batch in samples.batches(model):
-        result, history = model.sample(student, batch.noise, batch.latent)
+        result, history = batch.student(model, student)
         result, target = compared(result), compared(batch.target)
         states = None
         if trajectory_weight and objective.data_std:
@@ -136,7 +138,7 @@ class _Perturbation:
 
 
 def _perturbations(
-    parameters: SolverParameters, theta: Tensor, student: Discretization, difference: float
+    parameters: Parameters, theta: Tensor, student: Discretization, difference: float
 ) -> list[_Perturbation]:
     perturbed = [parameters.perturbed(theta, k, difference) for k in range(len(theta))]
     return [
@@ -145,7 +147,7 @@ def _perturbations(
     ]
 
 
-def calls_per_noise(parameters: SolverParameters, theta: Tensor, difference: float) -> int:
+def calls_per_noise(parameters: Parameters, theta: Tensor, difference: float) -> int:
     """Model calls of `normal_equations` per noise."""
     student = parameters.discretization(theta)
     perturbations = _perturbations(parameters, theta, student, difference)
@@ -166,7 +168,7 @@ class GaussNewton:
     """
 
     objective: Objective
-    parameters: SolverParameters
+    parameters: Parameters
     theta: Tensor
     iterations: int
     settings: GaussNewtonSettings = GaussNewtonSettings()

@@ -34,7 +34,7 @@ def output_mix(
     g = torch.zeros(calls - 1, dtype=torch.float64)
     latent = Distance("pseudo-huber", distance.scale) if distance.image_features else distance
     for batch in samples.batches(objective.model):
-        result, history = objective.model.sample(student, batch.noise, batch.latent)
+        result, history = batch.student(objective.model, student)
         residual = (batch.target - result).flatten(1).float()
         outputs = torch.stack([output.flatten(1).float() for output in history[1:]], 1)
         differences = outputs[:, :-1] - outputs[:, -1:]

@@ -21,9 +21,41 @@ class Baseline:
     sigmas: list[float]
     model_calls: int
     comparable: bool  # no more model calls than the student
-    ranking_error: float | None = None  # on a part of the validation noises
-    validation_error: float | None = None  # of the best on that part
-    test_error: float | None = None  # RMSE to the teacher
+    ranking_error: float | None = None  # mean score on the validation noises, of the likely ones
+    test_error: float | None = None  # RMSE to the teacher, of the best of them
+
+
+@dataclass(frozen=True)
+class StepsCurve:
+    """Errors (mean RMSE to the teacher) of another sampler and scheduler by number of steps.
+
+    Attributes:
+        name: of sampler and scheduler.
+        steps, errors: ascending steps, and their errors.
+        learned_error: of what was learned, on the same noises.
+    """
+
+    name: str
+    steps: list[int]
+    errors: list[float]
+    learned_error: float
+
+    def equal_steps(self) -> tuple[int, bool]:
+        """The number of steps with the learned error, and whether it is only a lower bound.
+
+        (0, False) if even the fewest steps measured are at least as close to the teacher.
+        """
+        reached = [i for i, error in enumerate(self.errors) if error <= self.learned_error]
+        if not reached:
+            return (self.steps[-1], True) if self.steps else (0, True)
+        i = reached[0]
+        if not i:
+            return (self.steps[0] if self.errors[0] == self.learned_error else 0), False
+        # the error as a power of the steps between the two points around it
+        high, low = math.log(self.errors[i - 1]), math.log(max(self.errors[i], 1e-300))
+        share = (high - math.log(max(self.learned_error, 1e-300))) / max(high - low, 1e-12)
+        ratio = self.steps[i] / self.steps[i - 1]
+        return round(self.steps[i - 1] * ratio**share), False
 
 
 @dataclass(frozen=True)
@@ -42,27 +74,30 @@ class Report:
     A number that is not known, infinite or undefined is None, in memory as in files.
 
     Attributes:
-        start: name of the best schedule before any descent.
-        chosen: "learned", or the name of the baseline that won on the validation noises.
-        test_error: mean RMSE to the teacher on the test noises, of the schedule returned.
-        initial_error: the same for the best schedule before any descent.
-        training_error: of the schedule returned on the training noises; far below test_error the
-            training noises were overfitted.
+        start: name of the best start before any descent.
+        chosen: "learned", or the name of the baseline that won on the test noises.
+        test_error: mean RMSE to the teacher on the test noises, of what was learned.
+        gain: bootstrap interval (90 %) of the mean score (`ld3.metrics.Distance.score`) of what was
+            learned over that of the best standard schedule on the test noises; empty without one.
+        steps_sigmas, steps_error: the schedule for the plain sampler that was learned beside a full
+            solver, and its mean RMSE to the teacher on the test noises; empty and None without.
         spread: mean distance between the student's test samples, relative to the teacher's; well
             below 1 the student makes all samples alike.
         extras: what was learned besides steps, values of `ld3.table.Extra`.
         initial_sigmas, sigmas: the schedules before and after.
         eval_sigmas: where the network is evaluated, per call; empty without decoupled times.
         lambdas: of D-ODE, per call; empty without. baselines: by scheduler.
+        compared: the user's own sampler and scheduler, and the best standard one, in more steps.
         teacher_calls, training_calls, report_calls: model calls spent on targets, on learning, and
-            on measuring the result.
+            on measuring the result (targets of the test noises included).
     """
 
     start: str = ""
     chosen: str = "learned"
     test_error: float | None = None
-    initial_error: float | None = None
-    training_error: float | None = None
+    gain: list[float] = field(default_factory=list)
+    steps_sigmas: list[float] = field(default_factory=list)
+    steps_error: float | None = None
     spread: float | None = None
     extras: list[str] = field(default_factory=list)
     initial_sigmas: list[float] = field(default_factory=list)
@@ -70,15 +105,16 @@ class Report:
     eval_sigmas: list[float] = field(default_factory=list)
     lambdas: list[float] = field(default_factory=list)
     baselines: dict[str, Baseline] = field(default_factory=dict)
+    compared: list[StepsCurve] = field(default_factory=list)
     history: list[ValidationEntry] = field(default_factory=list)
     teacher_calls: int = 0
     training_calls: int = 0
     report_calls: int = 0
 
     def best_baseline(self) -> str | None:
-        """The comparable baseline with the least error known best: test, else validation."""
+        """The comparable baseline with the least error: on the test noises, else in the ranking."""
         tested = best_baseline(self.baselines, "test_error")
-        return tested or best_baseline(self.baselines, "validation_error")
+        return tested or best_baseline(self.baselines, "ranking_error")
 
     def as_json(self) -> dict[str, Any]:
         """For a file: numbers, lists and strings; baselines without what is not known."""
@@ -93,7 +129,9 @@ class Report:
         """The report of a file; what an older version did not write has its default."""
         baselines = {n: _of(Baseline, b) for n, b in found.get("baselines", {}).items()}
         history = [_of(ValidationEntry, entry) for entry in found.get("history", [])]
-        return replace(_of(Report, found), baselines=baselines, history=history)
+        compared = [_of(StepsCurve, curve) for curve in found.get("compared", [])]
+        report = replace(_of(Report, found), baselines=baselines, history=history)
+        return replace(report, compared=compared)
 
 
 def _named(value: Any) -> dict[str, Any]:

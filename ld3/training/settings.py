@@ -31,8 +31,10 @@ class TrainingSettings:
         output_mix: finally mix the outputs of all calls in closed form.
         dode: fit D-ODE's lambdas to the steps.
         training_noises, validation_noises, test_noises: sizes of the sets. The first set is learned
-            from, the second chooses the schedule, the third is only reported.
-        iterations: Gauss-Newton iterations, see `rounds`.
+            from, the second chooses among what was learned, on the third it competes with the best
+            standard schedule, and the better one is returned.
+        descents: how many starts a descent by Gauss-Newton begins with. (By gradient: with one.)
+        iterations: of the best of them, see `rounds`.
         distance: one of `ld3.metrics.DISTANCES`.
         seed: of the order of noises and of the search for starts.
         gradient: descend by reverse mode, with these settings, instead of Gauss-Newton.
@@ -43,10 +45,11 @@ class TrainingSettings:
     order: int = 0
     output_mix: bool = False
     dode: bool = False
-    training_noises: int = 32
-    validation_noises: int = 16
-    test_noises: int = 64
-    iterations: int = 10
+    training_noises: int = 16
+    validation_noises: int = 8
+    test_noises: int = 12
+    descents: int = 3
+    iterations: int = 12
     distance: str = "pseudo-huber"
     seed: int = 0
     gauss_newton: GaussNewtonSettings = GaussNewtonSettings()
@@ -73,17 +76,26 @@ class TrainingSettings:
     def rounds(self) -> tuple[Round, ...]:
         """Gauss-Newton's rounds of successive halving.
 
-        Steps alone: three descents; the best makes `iterations`. With extras the basins differ
-        more: six descents, of which the best makes about 1.6 times as many.
+        All descents make a quarter of the iterations, of more than three the best two another
+        quarter, and the best one the rest.
         """
-        noises, few = self.gauss_newton.noises, max(1, self.gauss_newton.noises // 2)
-        if not (self.decoupled or self.order):
-            first = max(1, self.iterations // 3)
-            return Round(3, first, noises), Round(1, self.iterations - first, noises)
-        first = max(1, round(0.4 * self.iterations))
-        return Round(6, first, few), Round(2, first, noises), Round(1, 2 * first, noises)
+        noises, quarter = self.gauss_newton.noises, max(1, self.iterations // 4)
+        if self.descents == 1:
+            return (Round(1, self.iterations, noises),)
+        rounds = [Round(self.descents, quarter, noises)]
+        if self.descents > 3:
+            rounds.append(Round(2, quarter, noises))
+        rest = max(1, self.iterations - quarter * len(rounds))
+        return (*rounds, Round(1, rest, noises))
+
+    @property
+    def validations(self) -> int:
+        """How many students Gauss-Newton's rounds validate."""
+        rounds = self.rounds
+        last = -(-rounds[-1].iterations // ITERATIONS_PER_VALIDATION)
+        return last + sum(planned.descents for planned in rounds[:-1])
 
     @property
     def starts(self) -> int:
         """Number of schedules a descent begins with."""
-        return 1 if self.gradient else self.rounds[0].descents
+        return 1 if self.gradient else self.descents

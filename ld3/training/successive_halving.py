@@ -3,22 +3,22 @@
 Where a descent begins matters more than how it continues: with decoupled times the same settings
 end anywhere within a factor of two. So several descend for a few iterations, and the best of them
 continue. Decoupled times are learned together with the steps from the first iteration on: a basin
-that is good for steps alone need not be good for both. Corrections of the coefficients join in the
-last round: with more free numbers, few noises choose a basin badly.
+that is good for steps alone need not be good for both. Extras have few numbers (`FewParameters`),
+which few noises suffice for, until the last iterations learn them one by one: smooth networks gain
+from that, and for others the validation noises keep what was better.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
-from ..solver_parameters import SolverParameters
+from ..few_parameters import FewParameters
 from ..teacher import TeacherSamples
-from .candidates import RANKING_NOISES, Start
+from .candidates import Start
 from .gauss_newton import GaussNewton, GaussNewtonSettings, calls_per_noise
-from .settings import ITERATIONS_PER_VALIDATION, TrainingSettings
+from .settings import ITERATIONS_PER_VALIDATION, Round, TrainingSettings
 from .validation import Validation
 
 EXTRAS_LARGEST_STEP = 0.6  # decoupled times and corrections are small numbers
@@ -29,7 +29,7 @@ Descents = list[tuple[str, GaussNewton]]
 
 
 def descend_by_gauss_newton(
-    parameters: SolverParameters,
+    parameters: FewParameters,
     starts: list[Start],
     training: TeacherSamples,
     validation: Validation,
@@ -43,34 +43,41 @@ def descend_by_gauss_newton(
     """
     constants = _constants(parameters, settings)
     order = torch.Generator().manual_seed(settings.seed)
-    uncorrected = replace(parameters, order=0)
     total = sum(r.iterations for r in settings.rounds)
     done = 0
-    descents: Descents = []
-    for start in starts:
-        theta = uncorrected.extended(start.theta)
-        descent = GaussNewton(validation.objective, uncorrected, theta, total, constants)
-        descents.append((start.name, descent))
-    for planned in settings.rounds:
-        descents = _best(descents, planned.descents, validation)
-        if planned.descents == 1 and parameters.extras:
-            name, descent = descents[0]
-            # with running averages of its own: those of a few noises are crude
-            theta = parameters.extended(descent.theta)
-            full = GaussNewton(validation.objective, parameters, theta, total, constants, done)
-            descents = [(name, full)]
-        learned = ", ".join(["time steps", *(e.value for e in descents[0][1].parameters.extras)])
+    descents: Descents = [
+        (s.name, GaussNewton(validation.objective, parameters, s.theta, total, constants))
+        for s in starts
+    ]
+    learned = ", ".join(["time steps", *(extra.value for extra in parameters.extras)])
+    for number, planned in enumerate(settings.rounds):
+        if number:
+            descents = _best(descents, planned.descents, validation)
+        last = number == len(settings.rounds) - 1
         for left in reversed(range(planned.iterations)):
+            if last and left + 1 == _single_iterations(parameters, planned):
+                name, descent = descents[0]
+                theta = parameters.expanded(descent.theta)
+                # with running averages of its own
+                single = GaussNewton(
+                    validation.objective, parameters.all, theta, total, constants, done
+                )
+                descents = [(name, single)]
             for _, descent in descents:
                 chosen = torch.randperm(len(training), generator=order)[: planned.noises]
                 descent.step(training[chosen])
                 validation.progress.stage(f"learning {learned}: iteration {done + 1} of {total}")
-            if planned.descents == 1 and left % ITERATIONS_PER_VALIDATION == 0:
+            if last and left % ITERATIONS_PER_VALIDATION == 0:
                 _consider(*descents[0], validation)
             done += 1
 
 
-def _constants(parameters: SolverParameters, settings: TrainingSettings) -> GaussNewtonSettings:
+def _single_iterations(parameters: FewParameters, last: Round) -> int:
+    """How many iterations at the end learn all extras one by one."""
+    return last.iterations // 2 if parameters.extras else 0
+
+
+def _constants(parameters: FewParameters, settings: TrainingSettings) -> GaussNewtonSettings:
     constants = settings.gauss_newton
     if not parameters.extras:
         return constants
@@ -88,33 +95,32 @@ def _consider(name: str, descent: GaussNewton, validation: Validation) -> float:
 
 
 def _best(descents: Descents, count: int, validation: Validation) -> Descents:
-    """The best descents on validation noises."""
-    if count == 1:
-        errors = [_consider(name, descent, validation) for name, descent in descents]
-    elif len(descents) <= count:
-        return descents
-    else:
-        few = validation.samples[:RANKING_NOISES]
-        errors = [
-            validation.objective.error(d.parameters.discretization(d.theta), few)
-            for _, d in descents
-        ]
+    """The best descents on the validation noises."""
+    errors = [_consider(name, descent, validation) for name, descent in descents]
     return [descents[i] for i in sorted(range(len(descents)), key=errors.__getitem__)[:count]]
 
 
-def planned_calls(parameters: SolverParameters, settings: TrainingSettings) -> int:
+def planned_calls(parameters: FewParameters, settings: TrainingSettings) -> int:
     """Model calls of `descend_by_gauss_newton` if there are as many starts as it can use."""
-    u = parameters.levels.even(parameters.steps)
-    validation, total, competing = settings.validation_noises * parameters.calls, 0, 0
-    few = min(RANKING_NOISES, settings.validation_noises) * parameters.calls
-    difference, plain = settings.gauss_newton.difference, replace(parameters, order=0)
-    first = calls_per_noise(plain, plain.extended(u), difference)
-    last = calls_per_noise(parameters, parameters.extended(u), difference)
-    for descents, iterations, noises in settings.rounds:
-        cost = last if descents == 1 else first
-        total += descents * iterations * min(noises, settings.training_noises) * cost
-        total += competing * (validation if descents == 1 else few)
-        if descents == 1:
-            total += math.ceil(iterations / ITERATIONS_PER_VALIDATION) * validation
-        competing = descents
-    return total
+    z = parameters.extended(parameters.levels.even(settings.steps))
+    difference = settings.gauss_newton.difference
+    few = calls_per_noise(parameters, z, difference)
+    single = calls_per_noise(parameters.all, parameters.expanded(z), difference)
+    late = _single_iterations(parameters, settings.rounds[-1]) * _noises(settings)
+    evaluated, validated = _samplings(settings)
+    return (evaluated - late) * few + late * single + validated * parameters.calls
+
+
+def samplings(settings: TrainingSettings) -> int:
+    """How many samplings of students `descend_by_gauss_newton` makes, each with a first call."""
+    return sum(_samplings(settings))
+
+
+def _samplings(settings: TrainingSettings) -> tuple[int, int]:
+    """For normal equations, and for validation."""
+    made = sum(descents * iterations for descents, iterations, _ in settings.rounds)
+    return made * _noises(settings), settings.validations * settings.validation_noises
+
+
+def _noises(settings: TrainingSettings) -> int:
+    return min(settings.gauss_newton.noises, settings.training_noises)

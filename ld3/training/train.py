@@ -1,61 +1,41 @@
-"""Learn a schedule: teach, rank candidates, descend, add extras, choose, measure.
+"""Learn a schedule: teach, rank candidates, descend, add extras, measure and choose.
 
 Phases return values or leave the best student in `Validation`; the report is built at the end.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..metrics import LATENT_DISTANCES, Distance, rmse, spread
-from ..model import Model
-from ..parameters import StepParameters
-from ..solver_parameters import SolverParameters
+from ..metrics import LATENT_DISTANCES, Distance
+from ..model import REPEAT_TOLERANCE, Model, repeat_difference
 from ..table import Discretization, Extra
 from ..teacher import TargetStore, TeacherSamples, sample_teacher
-from ..tracing import TracedSampler
 from ..trajectories import subsample
-from . import candidates, dode, successive_halving
-from .candidates import Competitors, rank_candidates
+from . import dode, successive_halving
+from .candidates import (
+    TRAJECTORIES,
+    Competitors,
+    TrajectorySurrogate,
+    rank_baselines,
+    rank_starts,
+    surrogate_search,
+)
+from .final_test import measured_report
 from .gradient import descent as gradient_descent
 from .output_mix import output_mix
-from .report import Baseline, Progress, ProgressReporter, Report, best_baseline, finite
+from .planning import planned_calls
+from .problem import TrainingProblem, competitors_of
+from .report import Baseline, Progress, ProgressReporter, Report, finite
 from .settings import TrainingSettings
-from .validation import Objective, Validation, errors
-
-logger = logging.getLogger(__name__)
-SPREAD_ELEMENTS = 4096  # per sample, by which spreads are compared
-
-
-@dataclass(frozen=True)
-class TrainingProblem:
-    """The student to learn and the teacher it is learned from.
-
-    Attributes:
-        sampler: the sampler to learn for.
-        start_sigma, end_sigma: first and last level of the learned schedule; the last is 0 unless
-            it is the first part of a split sampling.
-        baselines: name -> sigmas of standard schedules, which compete.
-        teacher_sampler: for D-ODE, whose teacher passes through the student's own states; None is
-            the student's.
-        image_features: for distances between images, see `ld3.metrics.Distance`.
-    """
-
-    model: Model
-    sampler: TracedSampler
-    teacher: Discretization
-    start_sigma: float
-    baselines: dict[str, Tensor] = field(default_factory=dict)
-    end_sigma: float = 0.0
-    teacher_sampler: TracedSampler | None = None
-    image_features: Callable[[Tensor], Tensor] | None = None
+from .steps_alone import learn_steps_alone
+from .validation import Objective, ValidatedStudent, Validation
 
 
 class Learned(NamedTuple):
@@ -85,111 +65,139 @@ def train(
             samples that are not finite; the text says what to do.
         UnsupportedSampler: the sampler has no table.
     """
-    competitors = _competitors(problem, settings)
-    planned = _planned_calls(problem, competitors, settings)
+    competitors = competitors_of(problem, settings)
+    planned = planned_calls(problem, settings)
     progress = ProgressReporter(problem.model, planned, on_progress)
     progress.know(baselines=competitors.as_baselines())
+    sets = _Sets(problem, settings, noise, latent, store, progress)
 
-    training, validating, test = _teach(problem, settings, noise, latent, store, progress)
+    training = sets.teach("training")
+    if not _first_call_repeats(problem.model, training, competitors):
+        sets, training = replace(sets, shared=False), replace(training, first_output=None)
+    validating = sets.teach("validation")
     teacher_calls = progress.calls
-    objective = _objective(problem, settings.distance, competitors, training, validating)
-    starts, baselines = rank_candidates(
-        objective, competitors, training, validating, settings.seed, progress
-    )
+    surrogate = _surrogate(problem, training)
+    unscaled = Objective(problem.model, Distance(settings.distance, 1.0, problem.image_features))
+    scores = rank_baselines(unscaled, competitors, surrogate, validating, progress)
+    objective = _objective(unscaled, scores, training)
+    baselines = _ranked(competitors, scores)
     progress.know(baselines=baselines)
+    found = surrogate_search(
+        surrogate,
+        competitors.parameters,
+        settings.seed,
+        lambda: progress.stage("searching candidates on the teacher's trajectories"),
+    )
+    starts = rank_starts(objective, competitors, scores, found, validating, progress)
     best, parameters = starts[0], competitors.parameters
-    initial = parameters.discretization(best.theta)
-    validation = Validation(objective, validating, progress, best.name, initial, best.theta)
-    learned = replace(parameters, decoupled=settings.decoupled, order=settings.order)
+    first = ValidatedStudent(parameters.discretization(best.theta), best.theta, best.error)
+    validation = Validation(objective, validating, progress, best.name, first)
     if settings.gradient:
+        learned = replace(parameters.all, decoupled=settings.decoupled, order=settings.order)
         gradient_descent.descend_by_gradient(learned, best, training, validation, settings)
     else:
         successive_halving.descend_by_gauss_newton(
-            learned, starts[: settings.starts], training, validation, settings
+            parameters, starts[: settings.starts], training, validation, settings
         )
+    plain = None
+    standard = [start for start in starts if start.name in scores]
+    if parameters.extras and standard:
+        both = training, validating
+        plain = learn_steps_alone(objective, parameters, standard[0], both, settings, progress)
     lambdas = _add_extras(problem, settings, training, validation)
-    chosen, solver = _choose(validation, baselines, competitors)
+    training_calls = progress.calls - teacher_calls
+    solver = validation.best.student
     report = Report(
         start=best.name,
-        chosen=chosen,
         extras=[extra.value for extra in solver.extras],
-        initial_sigmas=initial.sigmas.tolist(),
+        initial_sigmas=first.student.sigmas.tolist(),
         sigmas=solver.sigmas.tolist(),
         eval_sigmas=(
             solver.table.eval_sigmas.tolist() if Extra.DECOUPLED_TIMES in solver.extras else []
         ),
         lambdas=lambdas if Extra.D_ODE in solver.extras else [],
+        steps_sigmas=plain.sigmas.tolist() if plain else [],
         baselines=baselines,
         history=list(validation.history),
         teacher_calls=teacher_calls,
-        training_calls=progress.calls - teacher_calls,
+        training_calls=training_calls,
     )
-    report = _measure(problem.model, solver, competitors, test, report, progress)
-    report = replace(report, initial_error=_error(problem.model, initial, test))
-    report = replace(report, training_error=_error(problem.model, solver, training))
-    report_calls = progress.calls - teacher_calls - report.training_calls
+    report = measured_report(objective, problem, solver, sets.teach("test"), report, progress)
+    if report.chosen != "learned":
+        solver = competitors.baselines[report.chosen]
+    report_calls = progress.calls - teacher_calls - training_calls
+    progress.show(report)
     progress.stage("done")
     return Learned(solver, replace(report, report_calls=report_calls))
 
 
-def _competitors(problem: TrainingProblem, settings: TrainingSettings) -> Competitors:
-    """The student's parameters, and the standard schedules that its sampler can run."""
-    model = problem.model
-    start, end = problem.start_sigma, problem.end_sigma
-    levels = StepParameters(model.coordinate, start, model.sigma_min, end)
-    if not levels.room_for(settings.steps):
-        raise ValueError(
-            f"steps is {settings.steps}; between sigma {start:.4g} and "
-            f"{levels.floor:.4g} there are not enough distinct noise levels: use fewer steps"
-        )
-    settings.check(problem.teacher.steps)
-    parameters = SolverParameters.of_steps(problem.sampler, levels, model.sigma_max, settings.steps)
-    baselines = {}
-    for name, sigmas in problem.baselines.items():
-        try:
-            baselines[name] = problem.sampler.discretization(sigmas)
-        except Exception as error:  # some samplers fail on some schedules
-            logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
-    return Competitors(parameters, baselines)
+@dataclass(frozen=True)
+class _Sets:
+    """The noises of the three sets, which the teacher samples when they are needed."""
+
+    problem: TrainingProblem
+    settings: TrainingSettings
+    noise: Tensor
+    latent: Tensor
+    store: TargetStore | None
+    progress: ProgressReporter
+    shared: bool = True  # students' first calls are the teacher's
+
+    def teach(self, name: str) -> TeacherSamples:
+        """The teacher's samples of a set."""
+        names = ("training", "validation", "test")
+        sizes = [getattr(self.settings, f"{name}_noises") for name in names]
+        i = names.index(name)
+        noise, latent = self.noise.split(sizes)[i], self.latent.split(sizes)[i]
+        before_batch = partial(self.progress.stage, f"teacher: {name} noises")
+        model, teacher = self.problem.model, self.problem.teacher
+        samples = sample_teacher(model, teacher, noise, latent, self.store, before_batch)
+        return samples if self.shared else replace(samples, first_output=None)
 
 
-def _teach(
-    problem: TrainingProblem,
-    settings: TrainingSettings,
-    noise: Tensor,
-    latent: Tensor,
-    store: TargetStore | None,
-    progress: ProgressReporter,
-) -> list[TeacherSamples]:
-    """Sample the teacher for the training, validation and test noises."""
-    names = ("training", "validation", "test")
-    sizes = [getattr(settings, f"{name}_noises") for name in names]
-    sets = []
-    for name, x, latents in zip(names, noise.split(sizes), latent.split(sizes), strict=True):
-        before_batch = partial(progress.stage, f"teacher: {name} noises")
-        sets.append(sample_teacher(problem.model, problem.teacher, x, latents, store, before_batch))
-    return sets
+def _first_call_repeats(model: Model, training: TeacherSamples, competitors: Competitors) -> bool:
+    """Whether a student's first output is the teacher's; one call.
+
+    It is not where a patch of the model reads the noise levels of the whole schedule.
+    """
+    levels = competitors.parameters.levels
+    steps = competitors.parameters.free_levels + 1
+    one = next(training[:1].batches(model))
+    assert one.first_output is not None
+    sigmas = levels.sigmas(levels.even(steps))
+    x = model.start(sigmas, one.noise, one.latent)
+    output = model(x, x.new_full((1,), float(sigmas[0])))
+    return repeat_difference(one.first_output, output) <= REPEAT_TOLERANCE
+
+
+def _surrogate(problem: TrainingProblem, training: TeacherSamples) -> TrajectorySurrogate:
+    known = training[:TRAJECTORIES]
+    return TrajectorySurrogate(
+        known.trajectories(problem.model.coordinate), subsample(known.target)
+    )
 
 
 def _objective(
-    problem: TrainingProblem,
-    name: str,
-    competitors: Competitors,
-    training: TeacherSamples,
-    validating: TeacherSamples,
+    unscaled: Objective, scores: dict[str, Tensor], training: TeacherSamples
 ) -> Objective:
-    """The distance of that name, its scale the median error of the first baseline that works."""
-    unscaled = Distance(name, 1.0, problem.image_features)
+    """The objective whose distance has the scale of the best baseline's median score."""
     # a state is not an image yet: trajectories are matched for latent distances only
-    data_std = float(training.target.std()) if name in LATENT_DISTANCES else None
-    deviation = partial(unscaled.between, measure=rmse)
-    scale = float(validating.target.std())
-    for solver in competitors.baselines.values():
-        median = float(errors(problem.model, solver, validating, deviation).median())
-        if math.isfinite(median):
-            scale = max(median, 1e-6)
-            break
-    return Objective(problem.model, replace(unscaled, scale=scale), data_std)
+    latent = unscaled.distance.name in LATENT_DISTANCES
+    medians = [float(score.median()) for score in scores.values()]
+    scale = min((m for m in medians if math.isfinite(m)), default=float(training.target.std()))
+    return replace(
+        unscaled,
+        distance=replace(unscaled.distance, scale=max(scale, 1e-6)),
+        data_std=float(training.target.std()) if latent else None,
+    )
+
+
+def _ranked(competitors: Competitors, scores: dict[str, Tensor]) -> dict[str, Baseline]:
+    """The baselines of a report, with their ranking errors."""
+    baselines = competitors.as_baselines()
+    for name, score in scores.items():
+        baselines[name] = replace(baselines[name], ranking_error=finite(float(score.mean())))
+    return baselines
 
 
 def _add_extras(
@@ -218,69 +226,3 @@ def _add_extras(
         if mixed is not None:
             validation.consider(Extra.OUTPUT_MIX.value, mixed, validation.best.theta)
     return lambdas
-
-
-def _choose(
-    validation: Validation, baselines: dict[str, Baseline], competitors: Competitors
-) -> tuple[str, Discretization]:
-    """What was learned, or the standard schedule that is better on the validation noises."""
-    best = best_baseline(baselines, "validation_error")
-    error = baselines[best].validation_error if best else None
-    if best and error is not None and error <= validation.best.error:
-        return best, competitors.baselines[best]
-    return "learned", validation.best.student
-
-
-def _measure(
-    model: Model,
-    solver: Discretization,
-    competitors: Competitors,
-    test: TeacherSamples,
-    report: Report,
-    progress: ProgressReporter,
-) -> Report:
-    """The report with the errors of the result and of all baselines on the test noises."""
-    progress.stage("measuring the learned schedule")
-    error, ratio = _error(model, solver, test), finite(_spread(model, solver, test))
-    report = replace(report, test_error=error, spread=ratio)
-    for name, baseline in competitors.baselines.items():
-        progress.show(report)
-        progress.stage(f"measuring {name}")
-        measured = replace(report.baselines[name], test_error=_error(model, baseline, test))
-        report = replace(report, baselines=report.baselines | {name: measured})
-    progress.show(report)
-    return report
-
-
-def _error(model: Model, solver: Discretization, samples: TeacherSamples) -> float | None:
-    return finite(float(errors(model, solver, samples).mean()))
-
-
-def _spread(model: Model, solver: Discretization, test: TeacherSamples) -> float:
-    samples = errors(model, solver, test, lambda x, target: subsample(x, SPREAD_ELEMENTS))
-    return spread(samples) / max(spread(subsample(test.target, SPREAD_ELEMENTS)), 1e-12)
-
-
-def _planned_calls(problem: TrainingProblem, competitors: Competitors, s: TrainingSettings) -> int:
-    """Model calls of all phases: what each of them says of itself."""
-    parameters, calls = competitors.parameters, competitors.parameters.calls
-    learned = replace(parameters, decoupled=s.decoupled, order=s.order)
-    baselines = [solver.table.model_calls for solver in competitors.baselines.values()]
-    planned = s.noises * problem.teacher.table.model_calls
-    planned += s.validation_noises * sum(baselines[:1])  # the distance's scale
-    planned += candidates.planned_calls(competitors, s.validation_noises)
-    planned += s.validation_noises * calls  # the first validation
-    if s.gradient:
-        secant = problem.model.time_neighbours is not None
-        planned += gradient_descent.planned_calls(learned, s, secant)
-    else:
-        planned += successive_halving.planned_calls(learned, s)
-    if s.dode:
-        even = parameters.discretization(parameters.levels.even(s.steps))
-        sampler = problem.teacher_sampler or problem.sampler
-        sizes = s.training_noises, s.validation_noises
-        planned += dode.planned_calls(problem.model, even, sampler, *sizes)
-        planned += s.validation_noises * calls
-    if s.output_mix:
-        planned += (s.training_noises + s.validation_noises) * calls
-    return planned + s.training_noises * calls + s.test_noises * (3 * calls + sum(baselines))

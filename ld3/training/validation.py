@@ -28,9 +28,13 @@ class Objective:
     distance: Distance
     data_std: float | None = None
 
+    def scores(self, student: Discretization, samples: TeacherSamples) -> Tensor:
+        """Score of each sample, see `Distance.score`: (n,) on the CPU."""
+        return errors(self.model, student, samples, self.distance.score)
+
     def error(self, student: Discretization, samples: TeacherSamples) -> float:
-        """Mean distance to the teacher; infinite if any sample is not finite."""
-        value = float(errors(self.model, student, samples, self.distance.between).mean())
+        """Mean score; infinite if any sample is not finite."""
+        value = float(self.scores(student, samples).mean())
         return value if math.isfinite(value) else math.inf
 
 
@@ -43,7 +47,7 @@ def errors(
     """`measure(student's samples, targets)` of all noises, RMSE by default: (n, ..) on the CPU."""
     return torch.cat(
         [
-            measure(model.sample(student, batch.noise, batch.latent)[0], batch.target).cpu()
+            measure(batch.student(model, student)[0], batch.target).cpu()
             for batch in samples.batches(model)
         ]
     )
@@ -64,7 +68,7 @@ class Validation:
     Args:
         samples: noises that are not learned from.
         progress: receives every validation.
-        name, student, theta: the first student, see `consider`.
+        name, first: the first student, already run on these noises.
     """
 
     def __init__(
@@ -73,13 +77,13 @@ class Validation:
         samples: TeacherSamples,
         progress: ProgressReporter,
         name: str,
-        student: Discretization,
-        theta: Tensor,
+        first: ValidatedStudent,
     ) -> None:
         self.objective, self.samples, self.progress = objective, samples, progress
         self.history: list[ValidationEntry] = []
+        self._record(name, first.error)
         # whatever its error: if it is infinite on these noises, others may do better
-        self.accept(ValidatedStudent(student, theta, self._error(name, student)))
+        self.accept(first)
 
     def consider(self, name: str, student: Discretization, theta: Tensor) -> float:
         """Validate a student and accept it if it is better than the best; returns its error.
@@ -87,7 +91,8 @@ class Validation:
         Args:
             name: of the start of its descent, or of what was added to the best.
         """
-        error = self._error(name, student)
+        error = self.objective.error(student, self.samples)
+        self._record(name, error)
         if error < self.best.error:
             self.accept(ValidatedStudent(student, theta, error))
         return error
@@ -97,8 +102,6 @@ class Validation:
         self.best = student
         self.progress.know(sigmas=student.student.sigmas.tolist())
 
-    def _error(self, name: str, student: Discretization) -> float:
-        error = self.objective.error(student, self.samples)
+    def _record(self, name: str, error: float) -> None:
         self.history.append(ValidationEntry(name, self.progress.calls, finite(error)))
         self.progress.know(history=list(self.history))
-        return error

@@ -124,7 +124,7 @@ def _exact(ablation: str, setting: str, trial: Trial) -> Measured:
     if ablation == "teacher steps":
         teacher = live.standard(*problem.teacher[:2], teacher_steps(setting, steps))
     changes = changed_settings(ablation, setting, math.prod(problem.shape), steps)
-    result = ours.result_of(ours.learn(trial, teacher, **changes), teacher)
+    result = ours.result_of(ours.learn(trial, teacher, **changes))
     return Measured(problem.error(live, result.solver), result.model_calls, result.teacher_calls)
 
 

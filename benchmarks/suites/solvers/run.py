@@ -91,7 +91,7 @@ LEARNED = {
     "d-ode": {"dode": True},
     **{name: ours.EXTRAS[name] for name in ("decoupled", "solver", "solver+mix")},
 }
-BUDGET = {"training_noises": 64, "validation_noises": 64, "iterations": 20}
+BUDGET = {"training_noises": 64, "validation_noises": 64, "iterations": 20, "descents": 6}
 GS = {"gs-published": gs.PUBLISHED, "gs-edm": gs.EDM, "gs-long": gs.LONG}
 GS_STEPS = (4, 6)  # of the summary
 TRAJECTORY_NOISES = 24
@@ -194,7 +194,7 @@ def find(trial: Trial, schedule: str, extras: str) -> Result:
     if extras in GS:
         return generalised(trial, GS[extras])
     learned = ours.learn(trial, **LEARNED[extras], **BUDGET)
-    return ours.result_of(learned, live.teacher)
+    return ours.result_of(learned)
 
 
 def distilled(trial: Trial, solver: Discretization) -> Result:

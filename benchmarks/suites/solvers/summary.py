@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,8 +36,23 @@ def summary(rows: list[dict[str, Any]]) -> str:
             *learned_ratios([r for r in rows if r["steps"] in SUMMARY_STEPS["learned"]]),
             *closer_states(standard, "standard schedules"),
             *closer_states(learned, "learned schedules"),
+            *learned_offsets(learned),
         ]
     )
+
+
+def learned_offsets(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Mean log(evaluated level / state's level) of each call, where decoupled times are learned."""
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    for row in rows:
+        levels, evaluated = row["sigmas"][:-1], row["eval_sigmas"]
+        if row["extras"] == "decoupled" and len(levels) == len(evaluated):
+            offsets = [math.log(e / s) for e, s in zip(evaluated, levels, strict=True)]
+            found.setdefault((row["model"], row["steps"]), []).append(offsets)
+    for (model, steps), offsets in sorted(found.items()):
+        means = [sum(column) / len(offsets) for column in zip(*offsets, strict=True)]
+        listed = " ".join(f"{mean:.2f}" for mean in means)
+        yield f"offsets of decoupled times, {model}, {steps} steps, {len(offsets)} runs: {listed}"
 
 
 def error_ratios(

@@ -242,7 +242,12 @@ def planned_calls(parameters: SolverParameters, settings: TrainingSettings, seca
     assert settings.gradient is not None
     per_call = CALLS_PER_GRADIENT + CALLS_PER_SECANT * secant + settings.gradient.soft
     for phase in _phases(parameters, settings):
-        validations = math.ceil(phase.updates / phase.updates_per_validation)
         total += phase.rounds * settings.training_noises * per_call
-        total += validations * settings.validation_noises
-    return parameters.calls * total
+    return parameters.calls * (total + samplings(parameters, settings))
+
+
+def samplings(parameters: SolverParameters, settings: TrainingSettings) -> int:
+    """How many samplings the validations make, each with a first call."""
+    phases = _phases(parameters, settings)
+    validations = sum(math.ceil(p.updates / p.updates_per_validation) for p in phases)
+    return validations * settings.validation_noises

@@ -1,0 +1,70 @@
+"""What a learned schedule is compared with in more steps, to count the steps it saves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ..table import Discretization
+from ..tracing import TracedSampler
+from ..training.steps_saved import (
+    MOST_OWN,
+    MOST_STANDARD,
+    OWN_MULTIPLES,
+    STANDARD_MULTIPLES,
+    Rival,
+)
+from . import core_samplers
+from .requests import AUTO, TrainingRequest
+
+FLOW = ("euler", "simple")
+"""What most people sample flow models with."""
+
+
+def own(model: Any, model_wrap: Any, request: TrainingRequest) -> Rival | None:
+    """The sampler and scheduler of compare_sampler and compare_scheduler.
+
+    "auto" is euler and simple for flow models; for others the student's sampler and karras. None if
+    both are auto and cannot run.
+
+    Raises:
+        ValueError: they cannot run; names the widget.
+    """
+    flow = core_samplers.is_flow(model.get_model_object("model_sampling"))
+    usual = FLOW if flow else (request.sampler_name, "karras")
+    chosen = (request.compare_sampler, request.compare_scheduler)
+    sampler, scheduler = (u if c == AUTO else c for c, u in zip(chosen, usual, strict=True))
+    schedule = core_samplers.scheduler_sigmas(
+        model, sampler, scheduler, request.steps, request.denoise
+    )
+    try:
+        traced = core_samplers.widget_sampler("compare_sampler", sampler, schedule, model_wrap)
+        per_step = traced.discretization(schedule).table.model_calls / request.steps
+    except ValueError as error:
+        if chosen == (AUTO, AUTO):
+            return None
+        if "compare_sampler" in str(error):
+            raise
+        raise ValueError(
+            f"compare_scheduler is {scheduler!r}, which cannot make {request.steps} steps of "
+            f"{sampler!r} ({error}): choose another one, or auto"
+        ) from error
+    solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
+    most = round(MOST_OWN * request.steps * per_step)
+    return Rival(f"{sampler} + {scheduler}", solver, OWN_MULTIPLES, most)
+
+
+def standard(model: Any, traced: TracedSampler, request: TrainingRequest, scheduler: str) -> Rival:
+    """The student's sampler with a standard scheduler."""
+    sampler = request.sampler_name
+    solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
+    even = _solver(model, traced, (sampler, scheduler), request.denoise, request.steps)
+    per_step = even.table.model_calls / request.steps
+    most = round(MOST_STANDARD * request.steps * per_step)
+    return Rival(f"{sampler} + {scheduler}", solver, STANDARD_MULTIPLES, most)
+
+
+def _solver(
+    model: Any, traced: TracedSampler, names: tuple[str, str], denoise: float, steps: int
+) -> Discretization:
+    return traced.discretization(core_samplers.scheduler_sigmas(model, *names, steps, denoise))

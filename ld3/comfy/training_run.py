@@ -1,0 +1,227 @@
+"""One training where ComfyUI's guider lets the model be called: its size, teacher and learning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..teacher import TargetStore
+from ..tracing import TracedSampler
+from ..training import teacher_choice
+from ..training.planning import planned_calls, within_budget
+from ..training.problem import TrainingProblem
+from ..training.report import Progress, ProgressReporter
+from ..training.settings import TrainingSettings
+from ..training.teacher_choice import Candidate, TeacherCheck, check_teachers
+from ..training.train import Learned, train
+from . import core_samplers, folders, rivals
+from .auto_teacher import TeacherOptions
+from .gradient.differentiable_model import differentiable_run, normal_tensors
+from .gradient.gradient_check import check_gradient
+from .guided_run import GuidedRun, check_stateless, seconds_per_call
+from .image_distance import feature_map, load_together
+from .job import Job
+from .progress import LiveProgress
+from .requests import AUTO, TrainingRequest
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What was learned, from which teacher, how that was tested, and from how much data."""
+
+    learned: Learned
+    scheduler: str
+    check: TeacherCheck | None
+    settings: TrainingSettings
+
+
+class _Test(NamedTuple):
+    """A test of teachers, see `ld3.training.teacher_choice`."""
+
+    candidates: dict[str, Candidate]
+    reference: Any
+    rounds: list[teacher_choice.Noises]
+
+    @property
+    def calls(self) -> int:
+        """Model calls, at most."""
+        return teacher_choice.planned_calls(*self)
+
+    @property
+    def wasted(self) -> int:
+        """Those of them that the training cannot use."""
+        first = next(iter(self.candidates.values())).solver.table.model_calls
+        return self.calls - first * sum(len(noise) for noise, _ in self.rounds)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training; `run` is the task of a guided run.
+
+    Attributes:
+        settings: what the request says of them; the model's speed and sampler decide the rest.
+        vae: for distances between images, else None.
+    """
+
+    job: Job
+    request: TrainingRequest
+    settings: TrainingSettings
+    teachers: TeacherOptions
+    baselines: dict[str, Tensor]
+    vae: Any
+
+    def run(self, guided: GuidedRun) -> Outcome:
+        """Choose size and teacher, then learn."""
+        request = self.request
+        with ExitStack() as stack:
+            if request.gradient:
+                guided = stack.enter_context(differentiable_run(guided))
+            noises = self._noises(guided, request.batch_size)
+            check_stateless(guided, *noises)
+            if request.gradient:
+                check_gradient(guided, noises[0][:1], noises[1][:1])
+            teacher = self._traced_teacher(guided)
+            problem = self._problem(guided, teacher)
+            settings = self._settings(guided, problem, noises)
+            noises, progress = self._noises(guided, settings.noises), LiveProgress()
+            test = self._test(teacher, noises, settings.training_noises, request.batch_size)
+            calls, check = 0, None
+            if test:
+                planned = test.calls + planned_calls(problem, settings)
+                on_stage = ProgressReporter(guided.model, planned, progress).stage
+                check = check_teachers(guided.model, *test, on_stage)
+                calls = check.calls
+            auto = check is not None and request.teacher_scheduler == AUTO
+            scheduler = check.best if check and auto else self.teachers.first
+            problem = replace(
+                problem,
+                teacher=teacher.discretization(self.teachers.sigmas[scheduler]),
+                image_features=self._image_features(guided, noises[1][:1], stack),
+            )
+            store, on_progress = self._store(scheduler), _after(calls, progress)
+            learned = train(problem, settings, *noises, store, on_progress)
+        report = replace(learned.report, teacher_calls=learned.report.teacher_calls + calls)
+        return Outcome(Learned(learned.solver, report), scheduler, check, settings)
+
+    def _noises(self, guided: GuidedRun, count: int) -> tuple[Tensor, Tensor]:
+        noises, latents = self.job.noises(self.request.seed, count)
+        if self.request.gradient:
+            # copies: tensors made under inference mode have no gradient
+            noises, latents = noises.clone(), latents.clone()
+        return noises, guided.latents(latents)
+
+    def _settings(
+        self, guided: GuidedRun, problem: TrainingProblem, noises: tuple[Tensor, Tensor]
+    ) -> TrainingSettings:
+        """How much the training costs: what quality or minutes allow, and the user's numbers."""
+        request = self.request
+        if request.gradient or request.all_numbers:
+            return self.settings
+        seconds = seconds_per_call(guided, *noises)
+        budget = request.calls(seconds)
+        settings = within_budget(problem, self.settings, budget)
+        noises = self._noises(guided, settings.training_noises)
+        sampler = problem.teacher_sampler
+        assert sampler is not None
+        test = self._test(sampler, noises, settings.training_noises, request.batch_size)
+        if test:
+            settings = within_budget(problem, self.settings, budget - test.wasted)
+        settings = request.with_numbers(settings)
+        calls = planned_calls(problem, settings) + (test.wasted if test else 0)
+        logger.info(
+            "LD3: learning %d steps of %s: %d model calls at most, about %.1f min",
+            request.steps,
+            request.sampler_name,
+            calls,
+            calls * seconds / 60,
+        )
+        return settings
+
+    def _test(
+        self,
+        teacher: TracedSampler,
+        noises: tuple[Tensor, Tensor],
+        training_noises: int,
+        batch_size: int,
+    ) -> _Test | None:
+        """The test of the teacher, on training noises; None if there is none."""
+        if self.teachers.reference is None or self.request.quality == "fast":
+            return None
+        candidates = {
+            name: Candidate(teacher.discretization(sigmas), self._store(name))
+            for name, sigmas in self.teachers.sigmas.items()
+        }
+        count = teacher_choice.checked_noises(training_noises, batch_size)
+        training = noises[0][:training_noises], noises[1][:training_noises]
+        rounds = teacher_choice.rounds_of(*training, count)
+        return _Test(candidates, teacher.discretization(self.teachers.reference), rounds)
+
+    def _store(self, scheduler: str) -> TargetStore:
+        """Where a teacher's samples are kept."""
+        facts = self.request.teacher_facts() | {"teacher_scheduler": scheduler}
+        return TargetStore(folders.target_folder(), self.job.key(facts))
+
+    def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
+        """What the distance compares, with VAE and model loaded side by side."""
+        if self.vae is None:
+            return None
+        load_together(guided.model_wrap.model_patcher, self.vae, latent.shape)
+        if self.request.gradient:
+            stack.enter_context(normal_tensors(self.vae.first_stage_model))
+        return feature_map(self.request.distance, self.vae, guided.model_wrap, latent)
+
+    def _traced_teacher(self, guided: GuidedRun) -> TracedSampler:
+        teachers, sampler = self.teachers, self.request.teacher_sampler
+        sigmas = teachers.sigmas[teachers.first]
+        wrap = guided.model_wrap
+        return core_samplers.widget_sampler("teacher_sampler", sampler, sigmas, wrap)
+
+    def _problem(self, guided: GuidedRun, teacher: TracedSampler) -> TrainingProblem:
+        request = self.request
+        sampler = core_samplers.widget_sampler(
+            "sampler_name", request.sampler_name, self._any_schedule(), guided.model_wrap
+        )
+        problem = TrainingProblem(
+            guided.model,
+            sampler,
+            teacher.discretization(self.teachers.sigmas[self.teachers.first]),
+            self._start_sigma(guided.sampling),
+            self.baselines,
+            teacher_sampler=teacher,
+        )
+        if request.quality == "fast" or request.gradient:
+            return problem
+        model, wrap = self.job.inputs.model, guided.model_wrap
+        standard = partial(rivals.standard, model, sampler, request)
+        return replace(problem, own=rivals.own(model, wrap, request), standard=standard)
+
+    def _any_schedule(self) -> Tensor:
+        """Some schedule with the student's steps: levels of the teacher."""
+        sigmas = self.teachers.sigmas[self.teachers.first]
+        last = len(sigmas) - 1
+        chosen = torch.linspace(0, last, min(self.request.steps, last) + 1).round().long()
+        return sigmas[chosen]
+
+    def _start_sigma(self, sampling: Any) -> float:
+        """The model's largest noise level, or with denoise below 1 the teacher's first."""
+        if self.request.denoise > 0.9999:
+            return float(sampling.sigma_max)
+        return float(self.teachers.sigmas[self.teachers.first][0])
+
+
+def _after(calls: int, progress: LiveProgress) -> Callable[[Progress], None]:
+    """Shows events of a training that follows that many model calls."""
+
+    def show(event: Progress) -> None:
+        planned = event.planned_calls + calls
+        progress(replace(event, calls=event.calls + calls, planned_calls=planned))
+
+    return show

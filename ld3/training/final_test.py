@@ -1,0 +1,127 @@
+"""Measure what was learned on noises that nothing was chosen on; return what is better there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..metrics import rmse, spread
+from ..table import Discretization
+from ..teacher import TeacherSamples
+from ..trajectories import subsample
+from .bootstrap import bootstrap_interval
+from .problem import TrainingProblem
+from .report import ProgressReporter, Report, best_baseline, finite
+from .steps_saved import COMPARED_NOISES, Rival, steps_curve
+from .validation import Objective, errors
+
+SPREAD_ELEMENTS = 4096  # per sample, by which spreads are compared
+
+
+def measured_report(
+    objective: Objective,
+    problem: TrainingProblem,
+    solver: Discretization,
+    test: TeacherSamples,
+    report: Report,
+    progress: ProgressReporter,
+) -> Report:
+    """The report with the result and the best standard schedule on the test noises.
+
+    None of both was chosen on these noises. The standard schedule is returned if it wins there: a
+    minimum over many validations is optimistic. What was learned is also compared with others in
+    more steps.
+    """
+    progress.stage("measuring the learned schedule")
+    learned = _Test.of(objective, solver, test)
+    ratio = spread(learned.elements) / max(spread(subsample(test.target, SPREAD_ELEMENTS)), 1e-12)
+    report = replace(report, test_error=learned.error, spread=finite(ratio))
+    name = best_baseline(report.baselines, "ranking_error")
+    few = test[:COMPARED_NOISES]
+    rivals: list[tuple[Rival, dict[int, float]]] = [(problem.own, {})] if problem.own else []
+    if name is not None:
+        progress.show(report)
+        progress.stage(f"measuring {name}")
+        baseline = problem.sampler.discretization(problem.baselines[name])
+        standard = _Test.of(objective, baseline, test)
+        measured = replace(report.baselines[name], test_error=standard.error)
+        report = replace(
+            report,
+            chosen=name if _wins(standard.scores, learned.scores) else "learned",
+            gain=bootstrap_interval(learned.scores, standard.scores),
+            baselines=report.baselines | {name: measured},
+        )
+        if problem.standard:
+            known = {baseline.steps: float(standard.errors[: len(few)].mean())}
+            rivals.append((problem.standard(name), known))
+    if report.chosen != "learned" or learned.error is None:
+        return replace(report, steps_sigmas=[])
+    if report.steps_sigmas:
+        progress.stage("measuring the time steps alone")
+        report = _with_steps_alone(objective, problem, test, report, name)
+    error = float(learned.errors[: len(few)].mean())
+    for rival, known in rivals:
+        progress.show(report)
+        before_run = partial(progress.stage, f"counting the steps saved: {rival.name}")
+        curve = steps_curve(rival, (solver.steps, error), objective, few, known, before_run)
+        report = replace(report, compared=[*report.compared, curve])
+    return report
+
+
+def _wins(standard: Tensor, learned: Tensor) -> bool:
+    """Whether a standard schedule is better by its scores (n,): on average, and on half the noises.
+
+    A mean over few noises can be that of one which falls into another mode.
+    """
+    if not math.isfinite(float(learned.mean())):
+        return True
+    often = float((standard <= learned).float().mean()) >= 0.5
+    return often and float(standard.mean()) <= float(learned.mean())
+
+
+def _with_steps_alone(
+    objective: Objective,
+    problem: TrainingProblem,
+    test: TeacherSamples,
+    report: Report,
+    standard: str | None,
+) -> Report:
+    """The report with the error of the time steps alone, or of the standard schedule if better."""
+    sigmas = torch.tensor(report.steps_sigmas)
+    error = _Test.of(objective, problem.sampler.discretization(sigmas), test).error
+    baseline = report.baselines[standard] if standard else None
+    if baseline is not None and baseline.test_error is not None:
+        pair = baseline.sigmas, report.steps_sigmas
+        ends = [(len(levels), levels[0], levels[-1]) for levels in pair]
+        if ends[0] == ends[1] and (error is None or baseline.test_error < error):
+            return replace(report, steps_sigmas=baseline.sigmas, steps_error=baseline.test_error)
+    return replace(report, steps_error=error)
+
+
+class _Test(NamedTuple):
+    """A student on the test noises: errors and scores (n,), a few elements of its samples."""
+
+    errors: Tensor
+    scores: Tensor
+    elements: Tensor
+
+    @staticmethod
+    def of(objective: Objective, solver: Discretization, test: TeacherSamples) -> _Test:
+        """The student's, each noise sampled once."""
+
+        def measure(x: Tensor, target: Tensor) -> Tensor:
+            values = torch.stack([rmse(x - target), objective.distance.score(x, target)], 1)
+            return torch.cat([values.cpu(), subsample(x, SPREAD_ELEMENTS)], 1)
+
+        measured = errors(objective.model, solver, test, measure)
+        return _Test(measured[:, 0], measured[:, 1], measured[:, 2:])
+
+    @property
+    def error(self) -> float | None:
+        """The mean error."""
+        return finite(float(self.errors.mean()))

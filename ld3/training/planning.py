@@ -1,0 +1,71 @@
+"""How many model calls a training makes, and which settings a number of calls allows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from . import candidates, dode, steps_alone, successive_halving
+from .budget import within
+from .candidates import Competitors
+from .gradient import descent as gradient_descent
+from .problem import TrainingProblem, competitors_of
+from .settings import TrainingSettings
+from .steps_saved import COMPARED_NOISES
+
+
+def within_budget(
+    problem: TrainingProblem, settings: TrainingSettings, calls: int
+) -> TrainingSettings:
+    """Settings for at most that many model calls in all; ValueError if they are too few."""
+    competitors = competitors_of(problem, settings)
+    planned = partial(_planned_calls, problem, competitors)
+    return within(calls, settings, problem.teacher.table.model_calls, planned)
+
+
+def planned_calls(problem: TrainingProblem, s: TrainingSettings) -> int:
+    """Model calls of a training, at most, if no sample of the teacher is stored.
+
+    The sum of what its phases say of themselves.
+    """
+    return _planned_calls(problem, competitors_of(problem, s), s)
+
+
+def _planned_calls(problem: TrainingProblem, competitors: Competitors, s: TrainingSettings) -> int:
+    parameters, calls = competitors.parameters, competitors.parameters.calls
+    even = parameters.discretization(parameters.extended(parameters.levels.even(s.steps)))
+    planned = s.noises * problem.teacher.table.model_calls + 1  # `_first_call_repeats`
+    planned += candidates.planned_calls(competitors, s.validation_noises)
+    if s.gradient:
+        secant = problem.model.time_neighbours is not None
+        learned = replace(parameters.all, decoupled=s.decoupled, order=s.order)
+        planned += gradient_descent.planned_calls(learned, s, secant)
+        samplings = gradient_descent.samplings(learned, s)
+    else:
+        planned += successive_halving.planned_calls(parameters, s)
+        samplings = successive_halving.samplings(s)
+    alone = bool(parameters.extras) and not s.gradient
+    if alone:
+        planned += steps_alone.planned_calls(parameters, s)
+    if s.dode:
+        sampler = problem.teacher_sampler or problem.sampler
+        sizes = s.training_noises, s.validation_noises
+        planned += dode.planned_calls(problem.model, even, sampler, *sizes)
+        planned += s.validation_noises * calls
+    if s.output_mix:
+        planned += (s.training_noises + s.validation_noises) * calls
+    planned += 2 * s.test_noises * calls
+    rivals = [problem.own] if problem.own else []
+    if problem.standard and problem.baselines:
+        rivals.append(problem.standard(next(iter(problem.baselines))))
+    compared = min(COMPARED_NOISES, s.test_noises)
+    planned += compared * sum(rival.most_calls for rival in rivals)
+    if not problem.teacher.table.starts_as(even.table):
+        return planned
+    # first calls that are the teacher's are not repeated
+    teacher = problem.teacher.table
+    shared = candidates.shared_first_calls(competitors, teacher, s.validation_noises)
+    shared += samplings + (steps_alone.samplings(s) if alone else 0)
+    shared += s.dode * s.validation_noises
+    shared += s.output_mix * (s.training_noises + s.validation_noises)
+    return planned - shared - s.test_noises

@@ -1,0 +1,73 @@
+"""What a training is given: the student to learn, the teacher, and what competes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from ..few_parameters import FewParameters
+from ..model import Model
+from ..parameters import StepParameters
+from ..solver_parameters import SolverParameters
+from ..table import Discretization
+from ..tracing import TracedSampler
+from .candidates import Competitors
+from .settings import TrainingSettings
+from .steps_saved import Rival
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingProblem:
+    """The student to learn and the teacher it is learned from.
+
+    Attributes:
+        sampler: the sampler to learn for.
+        start_sigma, end_sigma: first and last level of the learned schedule; the last is 0 unless
+            it is the first part of a split sampling.
+        baselines: name -> sigmas of standard schedules, which compete.
+        teacher_sampler: for D-ODE, whose teacher passes through the student's own states; None is
+            the student's.
+        own: sampler and scheduler the user would use otherwise, to count the steps saved; None if
+            they are not counted.
+        standard: name of a baseline -> it at any number of steps, for the same count.
+        image_features: for distances between images, see `ld3.metrics.Distance`.
+    """
+
+    model: Model
+    sampler: TracedSampler
+    teacher: Discretization
+    start_sigma: float
+    baselines: dict[str, Tensor] = field(default_factory=dict)
+    end_sigma: float = 0.0
+    teacher_sampler: TracedSampler | None = None
+    own: Rival | None = None
+    standard: Callable[[str], Rival] | None = None
+    image_features: Callable[[Tensor], Tensor] | None = None
+
+
+def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Competitors:
+    """The student's parameters, and the standard schedules that its sampler can run."""
+    model = problem.model
+    start, end = problem.start_sigma, problem.end_sigma
+    levels = StepParameters(model.coordinate, start, model.sigma_min, end)
+    if not levels.room_for(settings.steps):
+        raise ValueError(
+            f"steps is {settings.steps}; between sigma {start:.4g} and "
+            f"{levels.floor:.4g} there are not enough distinct noise levels: use fewer steps"
+        )
+    settings.check(problem.teacher.steps)
+    parameters = SolverParameters.of_steps(problem.sampler, levels, model.sigma_max, settings.steps)
+    if not settings.gradient:  # which learns the extras after the steps
+        parameters = replace(parameters, decoupled=settings.decoupled, order=settings.order)
+    baselines = {}
+    for name, sigmas in problem.baselines.items():
+        try:
+            baselines[name] = problem.sampler.discretization(sigmas)
+        except Exception as error:  # some samplers fail on some schedules
+            logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
+    return Competitors(FewParameters(parameters), baselines)
