@@ -15,28 +15,34 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ld3 import schedule as schedule_file  # noqa: E402
-from ld3.training.report import Report, best_baseline  # noqa: E402
+from ld3.training.report import Report  # noqa: E402
 from scripts import comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer, ComfyServerError, raise_for_status  # noqa: E402
 
 TWIN = ROOT / "tests" / "workflows" / "LD3 demo - train and compare.json"
-MODEL, PROMPT, SEED, TRAIN = "1", "2", "4", "5"
-STANDARD, REPORT = "7", "16"
-DECODED = {"teacher": "9", "standard": "10", "learned": "11"}
-PICTURES = [("grinning face", 1), ("cat face", 2), ("red apple", 3), ("red heart", 4)]
-PICTURES_PER_PROMPT = 2
+MODEL, PROMPT, LEARNED_PROMPT, SEED, TRAIN, REPORT = "1", "2", "20", "4", "5", "19"
+SAMPLERS = {"teacher": "6", "own": "7", "standard": "8", "learned": "9"}
+DECODED = {"teacher": "10", "own": "11", "standard": "12", "learned": "13"}
+PICTURES = [  # prompts and seeds; the first prompt is the one learned from
+    ("grinning face", 1),
+    ("hamburger", 5),
+    ("fish", 13),
+    ("rocket", 7),
+    ("sunflower", 12),
+]
 QUICK = {"iterations": 1, "training_noises": 4, "heldout_noises": 4, "teacher_steps": 8}
-ZOOM, MARGIN, LABEL = 4, 8, 150
-DIFFERENCE_GAIN = 4  # differences are too faint to see
+ZOOM, MARGIN, LABEL, TOP = 6, 8, 150, 84
 
 
 def main() -> None:
@@ -72,38 +78,43 @@ def run_demo(options: argparse.Namespace) -> None:
         outputs = train(server, prompt)
         seconds = time.monotonic() - started
         # the node's text starts with the name of the file it wrote
-        saved = server.base / "models" / "ld3" / outputs[TRAIN]["text"][0].split(":")[0]
+        text = outputs[TRAIN]["text"][0]
+        saved = server.base / "models" / "ld3" / text.split(":")[0]
         schedule = schedule_file.load(saved)
         shutil.copyfile(saved, output / "emoji.safetensors")
         server.fetch_image(outputs[REPORT]["images"][0]).save(output / "report.png")
-        result = summary(schedule, seconds)
-        picture = comparison(server, prompt, saved.name, result["best_baseline"])
-        picture.save(output / "comparison.png")
+        columns = ways(prompt, schedule)
+        cells = sample(server, prompt, saved.name, columns["standard"])
+    errors = {way: mean_error(cells[way], cells["teacher"]) for way in columns}
+    labelled_grid(cells, columns, errors, learned_prompt(prompt)).save(output / "comparison.png")
+    result = summary(schedule, seconds)
+    result["pictures_error"] = {w.label: errors[k] for k, w in columns.items() if k != "teacher"}
     (output / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.docs:
         images = ROOT / "docs" / "images"
         images.mkdir(parents=True, exist_ok=True)
         for name in ("comparison.png", "report.png"):
             shutil.copyfile(output / name, images / name)
-    print_table(result, Report.from_json(schedule.info.report))
+    print_result(text, result)
     print(f"pictures, schedule and report.json are in {output}")
     if result["ratio"] is None:
         raise ValueError("no standard schedule was measured, so there is no ratio; see report.png")
-    best, error = (
-        result["best_baseline"],
-        result["heldout_error_baselines"][result["best_baseline"]],
-    )
+    low, high = result["ratio_interval"]
     print(
-        f"learned / best standard schedule ({best}): "
-        f"{result['heldout_error_learned']:.4f} / {error:.4f} = {result['ratio']:.3f}"
+        f"error of the learned schedule / of the best standard one ({result['best_baseline']}): "
+        f"{result['error_learned']:.4f} / {result['error_best_baseline']:.4f} = "
+        f"{result['ratio']:.2f} (90 % interval {low:.2f} to {high:.2f})"
     )
+    print(result["verdict"])
 
 
 def train(server: ComfyServer, prompt: dict[str, Any]) -> dict[str, Any]:
     """Run the demo workflow, print the training's progress, and return outputs by node id."""
     with server.listen() as messages:
         prompt_id = server.queue(prompt)
-        print("learning 5 steps of dpmpp_2m for the demo model", flush=True)
+        widgets = prompt[TRAIN]["inputs"]
+        what = f"{widgets['steps']} steps of {widgets['sampler_name']}"
+        print(f"learning {what} for the demo model", flush=True)
         printed, read, entry = 0, 0, None
         while entry is None:
             time.sleep(1.0)
@@ -124,108 +135,145 @@ def train(server: ComfyServer, prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(schedule: schedule_file.Schedule, seconds: float) -> dict[str, Any]:
-    """The contents of report.json."""
+    """The contents of report.json; errors are on the test noises."""
     info, report = schedule.info, Report.from_json(schedule.info.report)
-    errors = {name: baseline.test_error for name, baseline in report.baselines.items()}
-    best, learned = best_baseline(report.baselines, "test_error"), report.test_error
+    best, learned = report.best_baseline(), report.test_error
+    error = report.baselines[best].test_error if best else None
     return {
         "sampler": info.sampler,
         "steps": info.steps,
         "cfg": info.cfg,
-        "model_calls_training": report.training_calls,
+        "learned": ["time steps", *info.extras],
+        "teacher": f"{info.teacher['sampler']} + {info.teacher['scheduler']}",
+        "teacher_steps": info.teacher["steps"],
         "model_calls_teacher": report.teacher_calls,
-        "heldout_error_learned": learned,
-        "heldout_error_baselines": errors,
+        "model_calls_training": report.training_calls,
+        "model_calls_report": report.report_calls,
+        "error_learned": learned,
+        "error_time_steps_alone": report.steps_error,
         "best_baseline": best,
-        "ratio": learned / errors[best] if best and learned is not None else None,
+        "error_best_baseline": error,
+        "ratio": learned / error if error and learned is not None else None,
+        "ratio_interval": report.gain,
+        "compared": [
+            asdict(curve) | dict(zip(("equal_steps", "more"), curve.equal_steps(), strict=True))
+            for curve in report.compared
+        ],
+        "verdict": verdict(info.steps, report),
         "seconds": round(seconds, 1),
     }
 
 
-def comparison(
-    server: ComfyServer, prompt: dict[str, Any], schedule: str, scheduler: str | None
-) -> Image.Image:
-    """Sample several prompts in three ways with the same noises: one labelled picture."""
-    scheduler = scheduler or prompt[STANDARD]["inputs"]["scheduler"]
-    steps = prompt[TRAIN]["inputs"]["steps"]
-    rows = {
-        "teacher": f"teacher\n{prompt['6']['inputs']['steps']} steps",
-        "standard": f"{scheduler}\n{steps} steps",
-        "learned": f"learned\n{steps} steps",
+def verdict(steps: int, report: Report) -> str:
+    """How many steps the schedule saves, in one sentence."""
+    if report.chosen != "learned":
+        return f"the standard schedule {report.chosen} is closer to the teacher"
+    counts = [(curve.name, *curve.equal_steps()) for curve in report.compared]
+    found = [f"{'more than ' * more}{count} of {name}" for name, count, more in counts if count]
+    if not found:
+        return "how many steps that saves was not measured"
+    return f"{steps} learned steps come as close to the teacher as {' or '.join(found)}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A column of the picture: how it was sampled."""
+
+    label: str
+    model_calls: int
+    scheduler: str = ""
+
+
+def ways(prompt: dict[str, Any], schedule: schedule_file.Schedule) -> dict[str, Way]:
+    """The columns of the picture by name; the standard one is the best of its number of calls."""
+    report = Report.from_json(schedule.info.report)
+    own, standard = (prompt[SAMPLERS[way]]["inputs"] for way in ("own", "standard"))
+    best = report.best_baseline() or standard["scheduler"]
+    teacher, steps = prompt[SAMPLERS["teacher"]]["inputs"]["steps"], schedule.info.steps
+    few = schedule.info.model_calls
+    return {
+        "teacher": Way(f"teacher, {teacher} steps", teacher),
+        "own": Way(f"{own['sampler_name']} + {own['scheduler']}, {steps} steps", steps),
+        "standard": Way(f"{schedule.info.sampler} + {best}, {steps} steps", few, best),
+        "learned": Way(f"learned, {steps} steps", few),
     }
-    cells: dict[str, list[Image.Image]] = {row: [] for row in rows}
+
+
+def learned_prompt(prompt: dict[str, Any]) -> str:
+    """The prompt of the training."""
+    return prompt[LEARNED_PROMPT]["inputs"]["text"]
+
+
+def sample(
+    server: ComfyServer, prompt: dict[str, Any], schedule: str, standard: Way
+) -> dict[str, list[Image.Image]]:
+    """Pictures by way, of several prompts with the same noises."""
+    cells: dict[str, list[Image.Image]] = {way: [] for way in DECODED}
+    needed = {MODEL, PROMPT, "3", SEED, *SAMPLERS.values(), *DECODED.values()}
     for text, seed in PICTURES:
-        graph = copy.deepcopy(
-            {k: v for k, v in prompt.items() if int(k) <= int(DECODED["learned"])}
-        )
+        graph = copy.deepcopy({key: prompt[key] for key in needed})
         # sigmas, sampler and schedule are the same outputs of both nodes
         graph[TRAIN] = {"class_type": "LD3LoadSchedule", "inputs": {"name": schedule}}
-        graph[MODEL]["inputs"]["batch_size"] = PICTURES_PER_PROMPT
+        graph[MODEL]["inputs"]["batch_size"] = 1
         graph[PROMPT]["inputs"]["text"] = text
         graph[SEED]["inputs"]["value"] = seed
-        graph[STANDARD]["inputs"]["scheduler"] = scheduler
-        for row, decoded in DECODED.items():
-            graph[row] = {"class_type": "PreviewImage", "inputs": {"images": [decoded, 0]}}
+        graph[SAMPLERS["standard"]]["inputs"]["scheduler"] = standard.scheduler
+        for way, decoded in DECODED.items():
+            graph[way] = {"class_type": "PreviewImage", "inputs": {"images": [decoded, 0]}}
         outputs = server.run(graph, timeout=120)
-        for row in rows:
-            cells[row] += [server.fetch_image(record) for record in outputs[row]["images"]]
-    for row in ("standard", "learned"):
-        rows[f"{row} off"] = (
-            f"{rows[row].splitlines()[0]}:\ndifference\nto the teacher\n(x {DIFFERENCE_GAIN})"
-        )
-        cells[f"{row} off"] = [
-            difference(picture, target)
-            for picture, target in zip(cells[row], cells["teacher"], strict=True)
-        ]
-    return labelled_grid(cells, rows, [text for text, _ in PICTURES])
+        for way in cells:
+            cells[way].append(server.fetch_image(outputs[way]["images"][0]).convert("RGB"))
+    return cells
 
 
-def difference(picture: Image.Image, target: Image.Image) -> Image.Image:
-    """The absolute difference of two pictures, amplified, on white."""
-    off = ImageChops.difference(picture.convert("RGB"), target.convert("RGB"))
-    return ImageChops.invert(off.point(lambda value: min(255, DIFFERENCE_GAIN * value)))
+def mean_error(pictures: list[Image.Image], targets: list[Image.Image]) -> float:
+    """Mean RMSE of pictures, with pixels from -1 to 1 as the demo model's latents."""
+    pairs = zip(pictures, targets, strict=True)
+    off = [np.asarray(a, float) / 127.5 - np.asarray(b, float) / 127.5 for a, b in pairs]
+    return float(np.mean([np.sqrt(np.mean(part**2)) for part in off]))
 
 
 def labelled_grid(
-    cells: dict[str, list[Image.Image]], rows: dict[str, str], columns: list[str]
+    cells: dict[str, list[Image.Image]],
+    columns: dict[str, Way],
+    errors: dict[str, float],
+    learned_from: str,
 ) -> Image.Image:
-    """Rows of pictures, enlarged without smoothing, with labels for rows and groups of columns."""
+    """A row per prompt and a column per way, enlarged without smoothing."""
     size = cells["teacher"][0].width * ZOOM
-    count = len(cells["teacher"])
-    pitch = size + MARGIN
-    group = count // len(columns)
-    font, top = ImageFont.load_default(18), 36
-    width = LABEL + count * pitch + (len(columns) - 1) * MARGIN + MARGIN
-    picture = Image.new("RGB", (width, top + len(rows) * pitch + MARGIN), "white")
+    width, height = size + 5 * MARGIN, size + MARGIN
+    large, small = ImageFont.load_default(18), ImageFont.load_default(15)
+    area = LABEL + len(columns) * width, TOP + len(PICTURES) * height
+    picture = Image.new("RGB", area, "white")
     drawing = ImageDraw.Draw(picture)
-
-    def left(index: int) -> int:
-        return LABEL + index * pitch + index // group * MARGIN
-
-    for index, text in enumerate(columns):
-        middle = (left(index * group) + left(index * group + group - 1) + size) // 2
-        drawing.text((middle, top // 2), text, "black", font, anchor="mm")
-    for number, (row, label) in enumerate(rows.items()):
-        y = top + number * pitch
-        drawing.multiline_text((16, y + size // 2), label, "black", font, anchor="lm")
-        for index, cell in enumerate(cells[row]):
-            picture.paste(cell.resize((size, size), Image.NEAREST), (left(index), y))
+    for row, (text, _) in enumerate(PICTURES):
+        note = "(learned from)" if text == learned_from else "(new prompt)"
+        middle = TOP + row * height + size // 2
+        drawing.text((16, middle - 12), text, "black", large, anchor="lm")
+        drawing.text((16, middle + 12), note, "dimgray", small, anchor="lm")
+    for column, (way, described) in enumerate(columns.items()):
+        left = LABEL + column * width
+        middle = left + size // 2
+        drawing.text((middle, 20), described.label, "black", large, anchor="mm")
+        calls = f"{described.model_calls} model calls"
+        drawing.text((middle, 43), calls, "dimgray", small, anchor="mm")
+        error = "the goal" if way == "teacher" else f"error {errors[way]:.3f}"
+        drawing.text((middle, 64), error, "dimgray", small, anchor="mm")
+        for row, cell in enumerate(cells[way]):
+            enlarged = cell.resize((size, size), Image.Resampling.NEAREST)
+            picture.paste(enlarged, (left, TOP + row * height))
     return picture
 
 
-def print_table(result: dict[str, Any], report: Report) -> None:
-    """Error to the teacher by schedule, best first."""
-    errors = result["heldout_error_baselines"] | {"learned": result["heldout_error_learned"]}
-    print(f"\n{result['sampler']}, {result['steps']} steps, cfg {result['cfg']:g}")
-    print(f"{'schedule':<18}{'error to the teacher':>22}")
-    for name in sorted(errors, key=lambda n: (errors[n] is None, errors[n])):
-        comparable = name == "learned" or report.baselines[name].comparable
-        value = "not finite" if errors[name] is None else f"{errors[name]:.4f}"
-        print(f"{name:<18}{value:>22}{'' if comparable else '  (more model calls)'}")
-    print(
-        f"model calls: teacher {result['model_calls_teacher']}, "
-        f"training {result['model_calls_training']}; {result['seconds']:.0f} s\n"
-    )
+def print_result(text: str, result: dict[str, Any]) -> None:
+    """What the node says of its result, and the errors of the pictures."""
+    print()
+    for part in text.split("; "):
+        print(f"  {part}")
+    print("\nerror to the teacher, of the pictures in comparison.png:")
+    for label, error in result["pictures_error"].items():
+        print(f"  {label:<30}{error:.4f}")
+    print()
 
 
 if __name__ == "__main__":

@@ -52,24 +52,14 @@ SD_NEGATIVE = "blurry, low quality, text"
 
 
 def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "", **inputs: Any):
-    """One node: API inputs (a link is [node id, output slot]), position, size and title."""
+    """One node: API inputs (a link is [node id, output slot]; a widget has its default)."""
     return {"kind": kind, "at": at, "size": size, "title": title, "inputs": inputs}
 
 
 def sampling(seed: Any, **options: Any) -> dict[str, Any]:
     """Widget values of KSampler in the demo."""
-    defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1}
+    defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "beta", "denoise": 1}
     return {"seed": seed, **defaults, **options}
-
-
-def training(**options: Any) -> dict[str, Any]:
-    """Widget values of LD3 Train Schedule: the defaults, except for `options`."""
-    return {
-        "sampler_name": "dpmpp_2m", "steps": 5, "cfg": 7, "name": "my_schedule", "seed": 0,
-        "teacher_sampler": "dpmpp_2m", "teacher_scheduler": "karras", "teacher_steps": 20,
-        "retrain": False, "denoise": 1, "distance": "pseudo-huber", "iterations": 12,
-        "training_noises": 32, "heldout_noises": 64, "batch_size": 4, **options,
-    }  # fmt: skip
 
 
 DEMO_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
@@ -95,49 +85,61 @@ def sd_inputs() -> dict[str, Any]:
 GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 demo - train and compare": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 122), batch_size=4, model="eps"),
-            "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt", text="grinning face"),
+            "1": node("LD3DemoModel", (20, 60), (300, 98), batch_size=4, model="flow"),
+            "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt to sample",
+                      text="hamburger"),
             "3": node("LD3DemoPrompt", (20, 370), (300, 70), "Negative prompt", text=""),
-            "4": node("PrimitiveInt", (20, 530), (300, 82), "Seed of all three", value=1),
-            "5": node("LD3TrainSchedule", (400, 60), (380, 530), **DEMO_CONDS,
-                      **training(cfg=1, name="emoji", batch_size=16)),
+            "20": node("LD3DemoPrompt", (20, 690), (300, 70), "Prompt to learn from",
+                       text="grinning face"),
+            "4": node("PrimitiveInt", (20, 530), (300, 82), "Seed of all four", value=1),
+            "5": node("LD3TrainSchedule", (400, 60), (380, 530),
+                      **DEMO_CONDS | {"positive": ["20", 0]}, steps=3, cfg=1, name="emoji",
+                      batch_size=16),
             "6": node("KSampler", (860, 60), (300, 262), "Teacher: 20 steps", **DEMO_CONDS,
                       **sampling(["4", 0], steps=20)),
-            "7": node("KSampler", (860, 390), (300, 262), "Standard: karras, 5 steps",
-                      **DEMO_CONDS, **sampling(["4", 0], steps=5, scheduler="karras")),
-            "8": node("LD3KSampler", (860, 720), (300, 214), "Learned: 5 steps", **DEMO_CONDS,
+            "7": node("KSampler", (860, 390), (300, 262), "euler + simple, 3 steps",
+                      **DEMO_CONDS, **sampling(["4", 0], steps=3, sampler_name="euler",
+                                               scheduler="simple")),
+            "8": node("KSampler", (860, 720), (300, 262), "dpmpp_2m + beta, 3 steps",
+                      **DEMO_CONDS, **sampling(["4", 0], steps=3)),
+            "9": node("LD3KSampler", (860, 1050), (300, 214), "Learned: 3 steps", **DEMO_CONDS,
                       schedule=["5", 2], seed=["4", 0], cfg=1, denoise=1),
-            "9": node("VAEDecode", (1220, 60), (180, 46), samples=["6", 0], vae=["1", 1]),
-            "10": node("VAEDecode", (1220, 390), (180, 46), samples=["7", 0], vae=["1", 1]),
-            "11": node("VAEDecode", (1220, 720), (180, 46), samples=["8", 0], vae=["1", 1]),
-            "12": node("ImageStitch", (1220, 180), (220, 150), "Teacher | standard",
-                       image1=["9", 0], image2=["10", 0], **STITCH),
-            "13": node("ImageStitch", (1220, 510), (220, 150), "... | learned",
-                       image1=["12", 0], image2=["11", 0], **STITCH),
-            "14": node("ImageScale", (1220, 830), (220, 130), "Enlarge", image=["13", 0],
-                       upscale_method="nearest-exact", width=800, height=256, crop="disabled"),
-            "15": node("SaveImage", (1520, 60), (760, 400), "Teacher | standard | learned",
-                       images=["14", 0], filename_prefix="LD3_demo"),
-            "16": node("PreviewImage", (1520, 540), (760, 400), "Report", images=["5", 3]),
+            "10": node("VAEDecode", (1220, 60), (180, 46), samples=["6", 0], vae=["1", 1]),
+            "11": node("VAEDecode", (1220, 390), (180, 46), samples=["7", 0], vae=["1", 1]),
+            "12": node("VAEDecode", (1220, 720), (180, 46), samples=["8", 0], vae=["1", 1]),
+            "13": node("VAEDecode", (1220, 1050), (180, 46), samples=["9", 0], vae=["1", 1]),
+            "14": node("ImageStitch", (1220, 180), (220, 150), "Teacher | euler",
+                       image1=["10", 0], image2=["11", 0], **STITCH),
+            "15": node("ImageStitch", (1220, 510), (220, 150), "... | dpmpp_2m",
+                       image1=["14", 0], image2=["12", 0], **STITCH),
+            "16": node("ImageStitch", (1220, 840), (220, 150), "... | learned",
+                       image1=["15", 0], image2=["13", 0], **STITCH),
+            "17": node("ImageScale", (1220, 1150), (220, 130), "Enlarge", image=["16", 0],
+                       upscale_method="nearest-exact", width=1072, height=256, crop="disabled"),
+            "18": node("SaveImage", (1520, 60), (960, 570),
+                       "Teacher | euler + simple | dpmpp_2m + beta | learned",
+                       images=["17", 0], filename_prefix="LD3_demo"),
+            "19": node("PreviewImage", (1520, 710), (960, 570), "Report", images=["5", 3]),
         },
         "groups": [
-            ("1. A tiny model, a prompt", (0, 0, 340, 640)),
-            ("2. Learn 5 steps, once", (380, 0, 420, 980)),
-            ("3. Sample the same noise in three ways", (840, 0, 620, 980)),
-            ("4. Compare", (1500, 0, 800, 980)),
+            ("1. A tiny model, prompts", (0, 0, 340, 820)),
+            ("2. Learn 3 steps, once", (380, 0, 420, 1310)),
+            ("3. Sample the same noise in four ways", (840, 0, 620, 1310)),
+            ("4. Compare", (1500, 0, 1000, 1310)),
         ],
         "notes": [
-            ((20, 690), (300, 290), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
-             "learns the noise levels of 5 sampling steps, so that the result is close to what "
-             "this model gives in 20, and saves them in `models/ld3`. Later runs use the saved "
-             "schedule.\n\nEach image on the right: the teacher in 20 steps, a standard schedule "
-             "in 5, the learned schedule in 5. Change **Seed** or **batch_size** to see others."),
+            ((20, 890), (300, 390), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
+             "learns 3 sampling steps, so that the result is close to what this model gives in 20, "
+             "and saves them in `models/ld3`. Later runs use the saved schedule.\n\nEach image on "
+             "the right, from left to right:\n\n1. the teacher in 20 steps\n2. euler + simple in "
+             "3\n3. dpmpp_2m + beta in 3\n4. the learned schedule in 3\n\nChange **Seed** or "
+             "**Prompt to sample** to see others: nothing is learned again."),
         ],
     },
     "LD3 train for Stable Diffusion": {
         "nodes": {
             **sd_inputs(),
-            "5": node("LD3TrainSchedule", (440, 60), (400, 530), **SD_CONDS, **training()),
+            "5": node("LD3TrainSchedule", (440, 60), (400, 530), **SD_CONDS),
             "6": node("SamplerCustom", (920, 60), (340, 230), "Core: SIGMAS + SAMPLER",
                       **SD_CONDS, sampler=["5", 1], sigmas=["5", 0], add_noise=True,
                       noise_seed=1, cfg=7),
