@@ -7,6 +7,7 @@ the number of steps.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..teacher import TeacherSamples
 from .report import StepsCurve
 from .validation import Objective, errors
 
+logger = logging.getLogger(__name__)
 COMPARED_NOISES = 6  # of the test noises
 OWN_MULTIPLES, MOST_OWN = (3, 2, 1, 5), 8
 STANDARD_MULTIPLES, MOST_STANDARD = (2,), 2
@@ -65,9 +67,11 @@ def steps_curve(
         before_run()
         try:
             solver = rival.solver(tried)
-        except ValueError:  # the scheduler has not so many levels
+        except Exception as error:  # not every scheduler can make every number of steps
+            logger.info("LD3: %s cannot make %d steps: %s", rival.name, tried, error)
             continue
         error = float(errors(objective.model, solver, samples).mean())
-        points[tried] = error if math.isfinite(error) else math.inf
+        # some schedulers make another number of steps than they are asked for
+        points[solver.steps] = error if math.isfinite(error) else math.inf
     finite = sorted((n, e) for n, e in points.items() if math.isfinite(e))
     return StepsCurve(rival.name, [n for n, _ in finite], [e for _, e in finite], learned_error)
