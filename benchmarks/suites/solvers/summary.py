@@ -44,9 +44,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def learned_offsets(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Mean log(evaluated level / state's level) of each call, where decoupled times are learned."""
     found: dict[tuple[str, int], list[list[float]]] = {}
-    for row in rows:
+    for row in (r for r in rows if r["extras"] == "decoupled" and r.get("eval_sigmas")):
         levels, evaluated = row["sigmas"][:-1], row["eval_sigmas"]
-        if row["extras"] == "decoupled" and len(levels) == len(evaluated):
+        if len(levels) == len(evaluated):
             offsets = [math.log(e / s) for e, s in zip(evaluated, levels, strict=True)]
             found.setdefault((row["model"], row["steps"]), []).append(offsets)
     for (model, steps), offsets in sorted(found.items()):
