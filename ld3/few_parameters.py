@@ -53,6 +53,11 @@ class FewParameters:
         return self.free_levels + self.offsets + bool(self.all.corrections)
 
     @property
+    def steps(self) -> int:
+        """N."""
+        return self.all.steps
+
+    @property
     def calls(self) -> int:
         """M, the model calls per sample."""
         return self.all.calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,8 @@ def own(model: Any, model_wrap: Any, request: TrainingRequest) -> Rival | None:
     )
     try:
         traced = core_samplers.widget_sampler("compare_sampler", sampler, schedule, model_wrap)
-        per_step = traced.discretization(schedule).table.model_calls / request.steps
+        solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
+        return _rival(solver, (sampler, scheduler), request.steps, OWN_MULTIPLES, MOST_OWN)
     except ValueError as error:
         if chosen == (AUTO, AUTO):
             return None
@@ -49,19 +51,24 @@ def own(model: Any, model_wrap: Any, request: TrainingRequest) -> Rival | None:
             f"compare_scheduler is {scheduler!r}, which cannot make {request.steps} steps of "
             f"{sampler!r} ({error}): choose another one, or auto"
         ) from error
-    solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
-    most = round(MOST_OWN * request.steps * per_step)
-    return Rival(f"{sampler} + {scheduler}", solver, OWN_MULTIPLES, most)
 
 
 def standard(model: Any, traced: TracedSampler, request: TrainingRequest, scheduler: str) -> Rival:
     """The student's sampler with a standard scheduler."""
-    sampler = request.sampler_name
-    solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
-    even = _solver(model, traced, (sampler, scheduler), request.denoise, request.steps)
-    per_step = even.table.model_calls / request.steps
-    most = round(MOST_STANDARD * request.steps * per_step)
-    return Rival(f"{sampler} + {scheduler}", solver, STANDARD_MULTIPLES, most)
+    names = request.sampler_name, scheduler
+    solver = partial(_solver, model, traced, names, request.denoise)
+    return _rival(solver, names, request.steps, STANDARD_MULTIPLES, MOST_STANDARD)
+
+
+def _rival(
+    solver: Callable[[int], Discretization],
+    names: tuple[str, str],
+    steps: int,
+    multiples: tuple[int, ...],
+    most: int,
+) -> Rival:
+    """Sampler and scheduler of these names, for a student of `steps`."""
+    return Rival(" + ".join(names), solver, multiples, most * solver(steps).table.model_calls)
 
 
 def _solver(

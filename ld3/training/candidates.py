@@ -31,7 +31,7 @@ from ..table import Discretization, SolverTable, rollout
 from ..teacher import TeacherSamples
 from ..trajectories import TeacherTrajectories
 from .report import Baseline, ProgressReporter
-from .validation import Objective
+from .validation import Objective, mean_score
 
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
 TRAJECTORIES = 8  # teacher rollouts of the surrogate
@@ -196,12 +196,9 @@ def rank_starts(
     parameters, starts = competitors.parameters, []
     for name, score in scores.items():
         solver = competitors.baselines[name]
-        if (
-            solver.steps == parameters.free_levels + 1
-            and solver.table.model_calls == parameters.calls
-        ):
+        if solver.steps == parameters.steps and solver.table.model_calls == parameters.calls:
             theta = parameters.extended(parameters.levels.from_sigmas(solver.sigmas))
-            starts.append(Start(name, theta, _finite_mean(score)))
+            starts.append(Start(name, theta, mean_score(score)))
     for i, theta in enumerate(found[:RANKED_SCHEDULES]):
         progress.stage("ranking candidates: from the teacher's trajectories")
         error = objective.error(parameters.discretization(theta), samples)
@@ -218,11 +215,6 @@ def rank_starts(
             "sampler; use more steps or another sampler"
         )
     return different
-
-
-def _finite_mean(scores: Tensor) -> float:
-    mean = float(scores.mean())
-    return mean if math.isfinite(mean) else math.inf
 
 
 def planned_calls(competitors: Competitors, noises: int) -> int:

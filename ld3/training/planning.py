@@ -19,7 +19,7 @@ def within_budget(
 ) -> TrainingSettings:
     """Settings for at most that many model calls in all; ValueError if they are too few."""
     competitors = competitors_of(problem, settings)
-    planned = partial(_planned_calls, problem, competitors)
+    planned = partial(calls_with, problem, competitors)
     return within(calls, settings, problem.teacher.table.model_calls, planned)
 
 
@@ -28,10 +28,11 @@ def planned_calls(problem: TrainingProblem, s: TrainingSettings) -> int:
 
     The sum of what its phases say of themselves.
     """
-    return _planned_calls(problem, competitors_of(problem, s), s)
+    return calls_with(problem, competitors_of(problem, s), s)
 
 
-def _planned_calls(problem: TrainingProblem, competitors: Competitors, s: TrainingSettings) -> int:
+def calls_with(problem: TrainingProblem, competitors: Competitors, s: TrainingSettings) -> int:
+    """`planned_calls`, where the competitors are known."""
     parameters, calls = competitors.parameters, competitors.parameters.calls
     even = parameters.discretization(parameters.extended(parameters.levels.even(s.steps)))
     planned = s.noises * problem.teacher.table.model_calls + 1  # `_first_call_repeats`

@@ -89,6 +89,11 @@ class TrainingSettings:
         return (*rounds, Round(1, rest, noises))
 
     @property
+    def noises_per_iteration(self) -> int:
+        """Of Gauss-Newton; no more than there are."""
+        return min(self.gauss_newton.noises, self.training_noises)
+
+    @property
     def validations(self) -> int:
         """How many students Gauss-Newton's rounds validate."""
         rounds = self.rounds

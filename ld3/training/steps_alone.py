@@ -64,15 +64,19 @@ def planned_calls(parameters: FewParameters, settings: TrainingSettings) -> int:
     alone = without_extras(parameters)
     theta = alone.levels.even(settings.steps)
     cost = calls_per_noise(alone, theta, settings.gauss_newton.difference)
-    noises = min(settings.gauss_newton.noises, settings.training_noises)
-    judged = settings.validation_noises + settings.test_noises
-    return _iterations(settings) * noises * cost + judged * parameters.calls
+    evaluated, judged = _samplings(settings)
+    return evaluated * cost + judged * parameters.calls
 
 
 def samplings(settings: TrainingSettings) -> int:
     """How many samplings both make, each with a first call."""
-    noises = min(settings.gauss_newton.noises, settings.training_noises)
-    return _iterations(settings) * noises + settings.validation_noises + settings.test_noises
+    return sum(_samplings(settings))
+
+
+def _samplings(settings: TrainingSettings) -> tuple[int, int]:
+    """For normal equations, and for validation and test."""
+    evaluated = _iterations(settings) * settings.noises_per_iteration
+    return evaluated, settings.validation_noises + settings.test_noises
 
 
 def _iterations(settings: TrainingSettings) -> int:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from ..table import Discretization
 from ..teacher import TeacherSamples
 from .report import StepsCurve
-from .validation import Objective, errors
+from .validation import Objective, errors, mean_score
 
 logger = logging.getLogger(__name__)
 COMPARED_NOISES = 6  # of the test noises
@@ -70,8 +70,8 @@ def steps_curve(
         except Exception as error:  # not every scheduler can make every number of steps
             logger.info("LD3: %s cannot make %d steps: %s", rival.name, tried, error)
             continue
-        error = float(errors(objective.model, solver, samples).mean())
+        error = mean_score(errors(objective.model, solver, samples))
         # some schedulers make another number of steps than they are asked for
-        points[solver.steps] = error if math.isfinite(error) else math.inf
+        points[solver.steps] = error
     finite = sorted((n, e) for n, e in points.items() if math.isfinite(e))
     return StepsCurve(rival.name, [n for n, _ in finite], [e for _, e in finite], learned_error)

@@ -106,7 +106,7 @@ def planned_calls(parameters: FewParameters, settings: TrainingSettings) -> int:
     difference = settings.gauss_newton.difference
     few = calls_per_noise(parameters, z, difference)
     single = calls_per_noise(parameters.all, parameters.expanded(z), difference)
-    late = _single_iterations(parameters, settings.rounds[-1]) * _noises(settings)
+    late = _single_iterations(parameters, settings.rounds[-1]) * settings.noises_per_iteration
     evaluated, validated = _samplings(settings)
     return (evaluated - late) * few + late * single + validated * parameters.calls
 
@@ -119,8 +119,5 @@ def samplings(settings: TrainingSettings) -> int:
 def _samplings(settings: TrainingSettings) -> tuple[int, int]:
     """For normal equations, and for validation."""
     made = sum(descents * iterations for descents, iterations, _ in settings.rounds)
-    return made * _noises(settings), settings.validations * settings.validation_noises
-
-
-def _noises(settings: TrainingSettings) -> int:
-    return min(settings.gauss_newton.noises, settings.training_noises)
+    evaluated = made * settings.noises_per_iteration
+    return evaluated, settings.validations * settings.validation_noises

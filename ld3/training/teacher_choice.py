@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -80,12 +80,7 @@ class TeacherCheck:
 
     def as_json(self) -> dict[str, Any]:
         """For a file."""
-        return {
-            "errors": self.errors,
-            "deviation": self.deviation,
-            "reference_steps": self.reference_steps,
-            "calls": self.calls,
-        }
+        return asdict(self)
 
 
 def checked_noises(training_noises: int, batch_size: int) -> int:

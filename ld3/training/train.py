@@ -30,7 +30,7 @@ from .candidates import (
 from .final_test import measured_report
 from .gradient import descent as gradient_descent
 from .output_mix import output_mix
-from .planning import planned_calls
+from .planning import calls_with
 from .problem import TrainingProblem, competitors_of
 from .report import Baseline, Progress, ProgressReporter, Report, finite
 from .settings import TrainingSettings
@@ -66,7 +66,7 @@ def train(
         UnsupportedSampler: the sampler has no table.
     """
     competitors = competitors_of(problem, settings)
-    planned = planned_calls(problem, settings)
+    planned = calls_with(problem, competitors, settings)
     progress = ProgressReporter(problem.model, planned, on_progress)
     progress.know(baselines=competitors.as_baselines())
     sets = _Sets(problem, settings, noise, latent, store, progress)
@@ -160,8 +160,7 @@ def _first_call_repeats(model: Model, training: TeacherSamples, competitors: Com
 
     It is not where a patch of the model reads the noise levels of the whole schedule.
     """
-    levels = competitors.parameters.levels
-    steps = competitors.parameters.free_levels + 1
+    levels, steps = competitors.parameters.levels, competitors.parameters.steps
     one = next(training[:1].batches(model))
     assert one.first_output is not None
     sigmas = levels.sigmas(levels.even(steps))

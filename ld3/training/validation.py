@@ -34,8 +34,13 @@ class Objective:
 
     def error(self, student: Discretization, samples: TeacherSamples) -> float:
         """Mean score; infinite if any sample is not finite."""
-        value = float(self.scores(student, samples).mean())
-        return value if math.isfinite(value) else math.inf
+        return mean_score(self.scores(student, samples))
+
+
+def mean_score(scores: Tensor) -> float:
+    """Of scores (n,); infinite if any is not finite."""
+    value = float(scores.mean())
+    return value if math.isfinite(value) else math.inf
 
 
 def errors(
