@@ -4,6 +4,9 @@ A deterministic sampler is linear in x_init and in the denoised outputs D_m (`ld
 x_init = e_0 and a stand-in model whose m-th output is the basis vector e_{m+1}, every x the sampler
 produces is a row of W. No sampler is re-implemented, so parity with what runs later is by
 construction, third-party samplers included.
+
+Samplers compute in float64 here. Those that compute in float32 whatever they receive are read to
+the precision of float32, and checked to it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .parameters import check_sigmas
 from .table import Discretization, SolverTable, lower_triangle, rollout
@@ -21,15 +25,28 @@ from .table import Discretization, SolverTable, lower_triangle, rollout
 SamplerFunction = Callable[..., Tensor]
 """`f(model, x, sigmas, extra_args=..., callback=..., disable=...)`, k-diffusion's signature."""
 
-REPLAY_TOLERANCE = 1e-9
+REPLAY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # by what the model is called with
 SPARE = 4  # basis directions no model call owns: whatever appears there is noise
-GLOBAL_STATE = threading.RLock()  # locked while the default dtype and random state are changed
+RANDOM_STATE = threading.RLock()  # locked while samplers may draw from torch's own generator
 CHECKED_LEVELS = 8  # noise levels perturbed to see that the sampler uses them
-CALLS_PER_STEP = 4  # more calls per step than any fixed-step sampler makes
+CALLS_PER_STEP = 20  # more calls per step than any fixed-step sampler makes
+KEPT_TRACES = 256
+ADAPTIVE = "it is adaptive: its model calls depend on the outputs"
+COPIES = {torch.tensor, torch.as_tensor}
+FACTORIES = COPIES | {torch.scalar_tensor, torch.zeros, torch.ones, torch.full, torch.empty}
+FACTORIES |= {torch.eye, torch.arange, torch.linspace, torch.logspace, torch.rand, torch.randn}
 
 
 class UnsupportedSampler(ValueError):
     """The sampler is not a fixed linear function of its denoised outputs; the text says why."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        super().__init__(f"no schedule can be learned for {name!r}: {reason}" if name else reason)
+        self.reason = reason
+
+
+class _SamplerFailed(UnsupportedSampler):
+    """The sampler's own code raised an error."""
 
 
 class TracedSampler:
@@ -40,6 +57,7 @@ class TracedSampler:
         model: the real model wrapper, for samplers that read its attributes; it is never called.
         end_scale: factor a runtime applies to the result, given the last sigma as the sampler left
             it (uni_pc leaves 0.001, and flow models divide by 1 - sigma); folded into the last row.
+        name: the sampler's, for errors.
     """
 
     def __init__(
@@ -47,11 +65,15 @@ class TracedSampler:
         function: SamplerFunction,
         model: Any = None,
         end_scale: Callable[[float], float] = lambda end: 1.0,
+        name: str = "",
     ) -> None:
         self.function = function
         self.model = model
         self.end_scale = end_scale
+        self.name = name
+        self._dtype = torch.float64
         self._verified: set[int] = set()
+        self._traces: dict[bytes, tuple[SolverTable, float]] = {}
 
     def discretization(self, sigmas: Tensor) -> Discretization:
         """The sampler at sigmas (N+1,); errors as `table`."""
@@ -61,13 +83,21 @@ class TracedSampler:
         """The sampler's table at sigmas (N+1,).
 
         The first table of every N is checked: the real sampler must agree with it on a non-linear
-        toy denoiser to 1e-9, and must use the noise levels between the first and the last.
+        toy denoiser to `REPLAY_TOLERANCE`, and must use the noise levels between the first and the
+        last.
 
         Raises:
-            UnsupportedSampler: stochastic, adaptive, non-linear, guidance-reading or schedule-blind
-                sampler.
+            UnsupportedSampler: stochastic, adaptive, non-linear, guidance-reading, schedule-blind
+                or failing sampler.
             ValueError: sigmas not strictly decreasing.
         """
+        check_sigmas(sigmas)
+        try:
+            return self._checked_table(sigmas)
+        except UnsupportedSampler as error:
+            raise type(error)(error.reason, self.name) from error.__cause__
+
+    def _checked_table(self, sigmas: Tensor) -> SolverTable:
         table, end = self._trace(sigmas)
         if len(sigmas) not in self._verified:
             self._check_linear(table, sigmas)
@@ -81,7 +111,26 @@ class TracedSampler:
         return SolverTable(table.state_sigmas, table.eval_sigmas, weights, table.callback_calls)
 
     def _trace(self, sigmas: Tensor) -> tuple[SolverTable, float]:
-        check_sigmas(sigmas)
+        """Table and last sigma, of the latest `KEPT_TRACES` schedules without running the sampler.
+
+        Some third-party samplers take a second.
+        """
+        key = sigmas.detach().cpu().double().numpy().tobytes()
+        found = self._traces.get(key)
+        if found is None:
+            try:
+                found = self._read(sigmas)
+            except _SamplerFailed:
+                if self._dtype == torch.float32:
+                    raise
+                self._dtype = torch.float32  # as in ComfyUI; some cannot compute in float64
+                found = self._read(sigmas)
+            while len(self._traces) >= KEPT_TRACES:
+                self._traces.pop(next(iter(self._traces)), None)
+            self._traces[key] = found
+        return found
+
+    def _read(self, sigmas: Tensor) -> tuple[SolverTable, float]:
         most_calls = CALLS_PER_STEP * len(sigmas)
         size = 1 + most_calls + SPARE
         inputs: list[Tensor] = []
@@ -94,7 +143,7 @@ class TracedSampler:
                     f"it is adaptive: more than {most_calls} model calls for {len(sigmas) - 1} "
                     "steps"
                 )
-            inputs.append(x.detach().double().reshape(-1).clone())
+            inputs.append(x.detach().cpu().double().reshape(-1).clone())
             levels.append(float(sigma.reshape(-1)[0]))
             output = torch.zeros_like(x)
             output.view(-1)[len(inputs)] = 1.0
@@ -104,7 +153,7 @@ class TracedSampler:
         x_init.view(-1)[0] = 1.0
         result, end = self._run(answer, x_init, sigmas, lambda _: reported.append(len(inputs) - 1))
         calls = len(inputs)
-        rows = torch.stack([*inputs, result.double().reshape(-1)])
+        rows = torch.stack([*inputs, result.reshape(-1)])
         owned = lower_triangle(calls + 1, size)
         if not torch.isfinite(rows).all():
             raise UnsupportedSampler("its weights are infinite or undefined at these noise levels")
@@ -117,36 +166,61 @@ class TracedSampler:
         return table, end
 
     def _run(self, answer, x: Tensor, sigmas: Tensor, callback=None) -> tuple[Tensor, float]:
-        """Run the real sampler in float64; returns its result and the last sigma as it left it."""
+        """Run the real sampler; returns its result in float64 and the last sigma as it left it."""
         # a copy: uni_pc overwrites the last entry (ComfyUI 0.30.0, extra_samplers/uni_pc.py)
-        sigmas = sigmas.detach().cpu().double().clone()
-        with GLOBAL_STATE, torch.random.fork_rng(devices=[]), torch.no_grad():
-            # uni_pc builds tensors of the default dtype; the caller's is restored whatever happens
-            dtype = torch.get_default_dtype()
-            torch.set_default_dtype(torch.float64)
+        x, sigmas = x.to(self._dtype), sigmas.detach().cpu().to(self._dtype, copy=True)
+        options = {"transformer_options": {"sample_sigmas": sigmas.clone()}}
+        extra_args = {"model_options": options, "seed": 0, "denoise_mask": None}
+        keywords = {"extra_args": extra_args, "callback": callback, "disable": True}
+        model = _StandIn(answer, self.model, sigmas)
+        with RANDOM_STATE, torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
-                model, extra_args = _StandIn(answer, self.model), {"model_options": {}, "seed": 0}
-                keywords = {"extra_args": extra_args, "callback": callback, "disable": True}
-                result = self.function(model, x, sigmas, **keywords)
-            finally:
-                torch.set_default_dtype(dtype)
-        return result, float(sigmas[-1])
+                if self._dtype == torch.float32:
+                    result = self.function(model, x, sigmas, **keywords)
+                else:
+                    with _DoubleByDefault():
+                        result = self.function(model, x, sigmas, **keywords)
+            except UnsupportedSampler:
+                raise
+            except Exception as error:  # code of other packs
+                raise _SamplerFailed(
+                    "it failed while its coefficients were read from it, with "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return result.detach().cpu().double(), float(sigmas[-1])
 
     def _check_linear(self, table: SolverTable, sigmas: Tensor) -> None:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64) * float(sigmas[0])
         mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        levels: list[float] = []
+        tolerances = {REPLAY_TOLERANCE[torch.float64]}
 
         def toy(x: Tensor, sigma: Tensor) -> Tensor:
-            return torch.tanh(x @ mix / (1 + float(sigma.reshape(-1)[0])))
+            return torch.tanh(x @ mix.to(x) / (1 + float(sigma.reshape(-1)[0])))
 
-        direct, _ = self._run(toy, x.clone(), sigmas)
+        def answer(x: Tensor, sigma: Tensor) -> Tensor:
+            if x.dtype not in REPLAY_TOLERANCE:
+                raise UnsupportedSampler(f"it calls the model in {x.dtype}, which is too coarse")
+            if len(levels) == table.model_calls:
+                raise UnsupportedSampler(ADAPTIVE)
+            tolerances.add(REPLAY_TOLERANCE[x.dtype])
+            levels.append(float(sigma.reshape(-1)[0]))
+            return toy(x, sigma)
+
+        direct, _ = self._run(answer, x.clone(), sigmas)
+        tolerance = max(tolerances)
+        found = torch.tensor(levels, dtype=torch.float64)
+        if len(found) != table.model_calls or not torch.allclose(
+            found, table.state_sigmas, rtol=tolerance, atol=0
+        ):
+            raise UnsupportedSampler(ADAPTIVE)
         replayed = rollout(table, toy, [x])[0]
         error = float((direct - replayed).abs().max() / direct.abs().max())
-        if not error <= REPLAY_TOLERANCE:
+        if not error <= tolerance:
             raise UnsupportedSampler(
                 f"it is not linear in the denoised outputs: replaying it deviates by {error:.1e} "
-                f"(limit {REPLAY_TOLERANCE})"
+                f"(limit {tolerance})"
             )
 
     def _check_uses_sigmas(self, table: SolverTable, sigmas: Tensor) -> None:
@@ -161,10 +235,28 @@ class TracedSampler:
                 )
 
 
+class _DoubleByDefault(TorchFunctionMode):
+    """Tensors made without a dtype are float64, in this thread only.
+
+    uni_pc makes such tensors; torch's default dtype is that of all threads.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs := kwargs or {}))
+        if func not in FACTORIES or kwargs.get("dtype") or made.dtype != torch.get_default_dtype():
+            return made
+        if func in COPIES and isinstance(args[0], Tensor):
+            return made  # of that tensor's dtype
+        return func(*args, **{**kwargs, "dtype": torch.float64})
+
+
 class _StandIn:
     """A model whose outputs are `answer`'s; every attribute is that of the real model wrapper."""
 
-    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor], model: Any) -> None:
+    def __init__(
+        self, answer: Callable[[Tensor, Tensor], Tensor], model: Any, sigmas: Tensor
+    ) -> None:
+        self.sigmas = sigmas
         self._answer = answer
         self._model = model
 

@@ -62,13 +62,35 @@ def sampler_label(sampler: Any) -> str:
     return getattr(function, "__name__", type(sampler).__name__)
 
 
-def traced_sampler(sampler: Any, model_sampling: Any, model_wrap: Any = None) -> TracedSampler:
-    """A KSAMPLER as an `ld3.tracing.TracedSampler`.
+class _Changed:
+    """An object with some attributes replaced; all others are the original's."""
 
-    Without `model_wrap`, the running guider, its model is a stand-in with only `model_sampling`.
+    def __init__(self, original: Any, **attributes: Any) -> None:
+        self._original = original
+        vars(self).update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def stand_in_guider(model: Any) -> Any:
+    """What samplers read of a running guider, for a MODEL that is not running."""
+    sampling = model.get_model_object("model_sampling")
+    inner = _Changed(model.model, model_sampling=sampling)
+    return _Changed(comfy.samplers.CFGGuider(model), inner_model=inner)
+
+
+def traced_sampler(
+    sampler: Any, model_sampling: Any, model_wrap: Any = None, name: str = ""
+) -> TracedSampler:
+    """A KSAMPLER as an `ld3.tracing.TracedSampler`; `name` is for errors.
+
+    Samplers read attributes of `model_wrap`, the running guider or `stand_in_guider`; without it,
+    of one that has only `model_sampling`. The model's device is the CPU for them, where tables are
+    computed.
     """
     if not isinstance(sampler, comfy.samplers.KSAMPLER):
-        raise UnsupportedSampler("it is not a KSAMPLER, so its steps cannot be read")
+        raise UnsupportedSampler("it is not a KSAMPLER, so its steps cannot be read", name)
 
     def function(model: Any, x: Tensor, sigmas: Tensor, **keywords: Any) -> Tensor:
         return sampler.sampler_function(model, x, sigmas, **keywords, **sampler.extra_options)
@@ -84,33 +106,35 @@ def traced_sampler(sampler: Any, model_sampling: Any, model_wrap: Any = None) ->
         inner_model=SimpleNamespace(model_sampling=model_sampling),
         model_patcher=SimpleNamespace(get_model_object=lambda name: model_sampling),
     )
-    return TracedSampler(function, SimpleNamespace(inner_model=wrap), end_scale)
+    wrap = _Changed(wrap, inner_model=_Changed(wrap.inner_model, device=torch.device("cpu")))
+    return TracedSampler(function, SimpleNamespace(inner_model=wrap), end_scale, name)
 
 
 def widget_sampler(widget: str, sampler: Any, sigmas: Tensor, model_wrap: Any) -> TracedSampler:
     """Trace a SAMPLER or the sampler of a name; ValueError names the widget if it has no table."""
-    sampling = model_wrap.inner_model.model_sampling
     name = sampler if isinstance(sampler, str) else sampler_label(sampler)
     sampler = sampler_object(name) if isinstance(sampler, str) else sampler
+    sampling = model_wrap.inner_model.model_sampling
     try:
-        found = traced_sampler(sampler, sampling, model_wrap)
+        found = traced_sampler(sampler, sampling, model_wrap, name)
         found.table(sigmas)
     except UnsupportedSampler as error:
-        reason = refusal(name, error, sampling, sigmas)
+        reason = refusal(name, error, model_wrap, sigmas)
         raise ValueError(f"{widget}: {reason}") from error
     return found
 
 
-def refusal(name: str, error: UnsupportedSampler, model_sampling: Any, sigmas: Tensor) -> str:
+def refusal(name: str, error: UnsupportedSampler, model_wrap: Any, sigmas: Tensor) -> str:
     """One sentence: why no schedule can be learned for a sampler, and a similar one that works."""
-    reason = f"no schedule can be learned for {name!r}: {error}"
-    base = name
+    reason = f"no schedule can be learned for {name!r}: {error.reason}"
+    sampling, base = model_wrap.inner_model.model_sampling, name
     for mark in STOCHASTIC_MARKS:
         base = base.replace(mark, "")
-    for candidate in (base, PLAIN_ALTERNATIVE.get(base, ""), "dpmpp_2m", "euler"):
+    ode = f"{base}_ode"  # of a stochastic sampler, as RES4LYF names it
+    for candidate in (ode, base, PLAIN_ALTERNATIVE.get(base, ""), "dpmpp_2m", "euler"):
         if candidate != name and is_installed(candidate):
             try:
-                traced_sampler(sampler_object(candidate), model_sampling).table(sigmas)
+                traced_sampler(sampler_object(candidate), sampling, model_wrap).table(sigmas)
             except UnsupportedSampler:
                 continue
             return f"{reason}. Choose a deterministic sampler such as {candidate!r}"

@@ -18,7 +18,7 @@ from .job import GraphInputs
 from .latents import latent_samples, noise_for
 
 logger = logging.getLogger(__name__)
-TABLE_TOLERANCE = 1e-6
+TABLE_TOLERANCE = 1e-4  # third-party samplers often compute in float32
 TRAIN_ONE = "train a schedule for this model with LD3 Train Schedule"
 
 
@@ -59,7 +59,7 @@ def prepared_sampling(
     """
     info, sampling = schedule.info, model.get_model_object("model_sampling")
     _check_levels(schedule, sampling)
-    _check_sampler(schedule, sampling)
+    _check_sampler(schedule, model)
     # a copy of the sigmas: uni_pc writes into the last one
     sampler, sigmas, warnings = schedule_sampler(schedule), schedule.sigmas.clone(), []
     if denoise is not None and abs(denoise - info.denoise) >= 1e-6:
@@ -99,14 +99,15 @@ def _check_levels(schedule: Schedule, sampling: Any) -> None:
         )
 
 
-def _check_sampler(schedule: Schedule, sampling: Any) -> None:
+def _check_sampler(schedule: Schedule, model: Any) -> None:
     """Raise ValueError if the installed sampler of that name is another one."""
     name = schedule.info.sampler
     if schedule.info.extras or not core_samplers.is_installed(name):
         return
     try:
-        core = core_samplers.sampler_object(name)
-        table = core_samplers.traced_sampler(core, sampling).table(schedule.sigmas)
+        core, guider = core_samplers.sampler_object(name), core_samplers.stand_in_guider(model)
+        sampling = guider.inner_model.model_sampling
+        table = core_samplers.traced_sampler(core, sampling, guider).table(schedule.sigmas)
     except Exception as error:  # a third-party sampler may need more than a stand-in model
         logger.info("LD3: the sampler %s could not be read again: %s", name, error)
         return
