@@ -8,6 +8,7 @@ from .distill_solver import LD3DistillSolver
 from .ksampler import LD3KSampler
 from .load_schedule import LD3LoadSchedule
 from .train_schedule import LD3TrainSchedule
+from .train_schedule_advanced import LD3TrainScheduleAdvanced
 
 
 class LD3Extension(ComfyExtension):
@@ -19,6 +20,7 @@ class LD3Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LD3TrainSchedule,
+            LD3TrainScheduleAdvanced,
             LD3LoadSchedule,
             LD3KSampler,
             LD3DistillSolver,

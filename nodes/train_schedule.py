@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from comfy_api.v0_0_2 import io, ui
+from comfy_api.v0_0_2 import io
 
 from ..ld3.comfy import core_samplers
 from ..ld3.comfy.job import GraphInputs
@@ -16,13 +15,11 @@ from ..ld3.comfy.requests import (
     PUBLISHED_RADIUS,
     TrainingRequest,
 )
-from ..ld3.comfy.sampling import schedule_sampler
 from ..ld3.comfy.training_job import train_schedule
 from ..ld3.metrics import DISTANCES
-from ..ld3.plots import report_picture
 from ..ld3.training.budget import QUALITIES
-from .messages import picture_title, training_summary, training_warnings
-from .types import CATEGORY, MOST_SEED, LD3Schedule, announce, errors_of
+from .training_output import OUTPUTS, training_output
+from .types import CATEGORY, MOST_SEED, errors_of
 
 
 class LD3TrainSchedule(io.ComfyNode):
@@ -283,28 +280,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     "karras for others.",
                 ),
             ],
-            outputs=[
-                io.Sigmas.Output(
-                    display_name="sigmas",
-                    tooltip="Noise levels for the plain sampler, in SamplerCustom and other nodes "
-                    "that accept SIGMAS. Together with the sampler output the full solver runs, "
-                    "which has noise levels of its own.",
-                ),
-                io.Sampler.Output(
-                    display_name="sampler",
-                    tooltip="Sampler the schedule was learned for. If more than time steps was "
-                    "learned, it carries that too; connect the sigmas output beside it.",
-                ),
-                LD3Schedule.Output(
-                    display_name="schedule",
-                    tooltip="Sigmas and sampler in one, for LD3 KSampler.",
-                ),
-                io.Image.Output(
-                    display_name="report",
-                    tooltip="Report image: the learned and the standard schedules, the error "
-                    "during learning, and all errors on the test noises.",
-                ),
-            ],
+            outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
         )
 
@@ -329,13 +305,4 @@ class LD3TrainSchedule(io.ComfyNode):
             request = TrainingRequest(**widgets)
             inputs = GraphInputs(model, positive, negative, latent_image, vae)
             result = train_schedule(inputs, request, name, retrain)
-        schedule, summary = result.schedule, training_summary(result)
-        announce(cls, "LD3 Train Schedule", summary, training_warnings(schedule.info))
-        picture = (
-            torch.from_numpy(report_picture(result.report, picture_title(result))).float()[None]
-            / 255
-        )
-        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
-        return io.NodeOutput(
-            schedule.plain_sigmas, schedule_sampler(schedule), schedule, picture, ui=shown
-        )
+        return training_output(cls, "LD3 Train Schedule", result)

@@ -1,11 +1,12 @@
 """Make workflows/*.json, their thumbnails and their API twins in ComfyUI's real frontend.
 
     python scripts/workflows.py --comfyui DIR              # everything
+    python scripts/workflows.py --comfyui DIR --only TEXT  # those with TEXT in their names
     python scripts/workflows.py --comfyui DIR --pictures   # run the demo first, for all pictures
 
-The graphs are defined below in API format, with positions. Chromium (Debian: apt-get install
-chromium) opens the frontend of a real server, which builds, saves and draws them, so that the
-files are what a user's frontend would write. `--pictures` also remakes docs/images/ and
+The graphs are defined in workflow_graphs.py in API format, with positions. Chromium (Debian:
+apt-get install chromium) opens the frontend of a real server, which builds, saves and draws them,
+so that the files are what a user's frontend would write. `--pictures` also remakes docs/images/ and
 runs the demo workflow, so that its thumbnail shows results: use it after the demo model changed.
 """
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.comfyui_server import ComfyServer  # noqa: E402
+from scripts.workflow_graphs import CHECKPOINT, GRAPHS, SCHEDULE  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -45,148 +47,6 @@ SETTINGS = {  # of the frontend, so that nothing covers the graph
     "Comfy.Graph.CanvasMenu": False,
     "Comfy.VueNodes.Enabled": False,
 }
-CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-SCHEDULE = "my_schedule.safetensors"
-SD_PROMPT = "photo of a red fox in a snowy forest, morning light"
-SD_NEGATIVE = "blurry, low quality, text"
-
-
-def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "", **inputs: Any):
-    """One node: API inputs (a link is [node id, output slot]; a widget has its default)."""
-    return {"kind": kind, "at": at, "size": size, "title": title, "inputs": inputs}
-
-
-def sampling(seed: Any, **options: Any) -> dict[str, Any]:
-    """Widget values of KSampler in the demo."""
-    defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "beta", "denoise": 1}
-    return {"seed": seed, **defaults, **options}
-
-
-DEMO_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
-DEMO_CONDS |= {"latent_image": ["1", 2]}
-STITCH = {"direction": "right", "match_image_size": True, "spacing_width": 2}
-STITCH |= {"spacing_color": "white"}
-SD_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
-SD_CONDS |= {"latent_image": ["4", 0]}
-
-
-def sd_inputs() -> dict[str, Any]:
-    """Checkpoint, prompts and empty latent, the first column of both Stable Diffusion graphs."""
-    return {
-        "1": node("CheckpointLoaderSimple", (20, 60), (340, 98), ckpt_name=CHECKPOINT),
-        "2": node("CLIPTextEncode", (20, 230), (340, 130), "Prompt",
-                  text=SD_PROMPT, clip=["1", 1]),
-        "3": node("CLIPTextEncode", (20, 430), (340, 130), "Negative prompt",
-                  text=SD_NEGATIVE, clip=["1", 1]),
-        "4": node("EmptyLatentImage", (20, 630), (340, 106), width=512, height=512, batch_size=1),
-    }  # fmt: skip
-
-
-GRAPHS: dict[str, dict[str, Any]] = {
-    "LD3 demo - train and compare": {
-        "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 98), batch_size=4, model="flow"),
-            "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt to sample",
-                      text="hamburger"),
-            "3": node("LD3DemoPrompt", (20, 370), (300, 70), "Negative prompt", text=""),
-            "20": node("LD3DemoPrompt", (20, 690), (300, 70), "Prompt to learn from",
-                       text="grinning face"),
-            "4": node("PrimitiveInt", (20, 530), (300, 82), "Seed of all four", value=1),
-            "5": node("LD3TrainSchedule", (400, 60), (380, 530),
-                      **DEMO_CONDS | {"positive": ["20", 0]}, steps=3, cfg=1, name="emoji",
-                      batch_size=16),
-            "6": node("KSampler", (860, 60), (300, 262), "Teacher: 20 steps", **DEMO_CONDS,
-                      **sampling(["4", 0], steps=20)),
-            "7": node("KSampler", (860, 390), (300, 262), "euler + simple, 3 steps",
-                      **DEMO_CONDS, **sampling(["4", 0], steps=3, sampler_name="euler",
-                                               scheduler="simple")),
-            "8": node("KSampler", (860, 720), (300, 262), "dpmpp_2m + beta, 3 steps",
-                      **DEMO_CONDS, **sampling(["4", 0], steps=3)),
-            "9": node("LD3KSampler", (860, 1050), (300, 214), "Learned: 3 steps", **DEMO_CONDS,
-                      schedule=["5", 2], seed=["4", 0], cfg=1, denoise=1),
-            "10": node("VAEDecode", (1220, 60), (180, 46), samples=["6", 0], vae=["1", 1]),
-            "11": node("VAEDecode", (1220, 390), (180, 46), samples=["7", 0], vae=["1", 1]),
-            "12": node("VAEDecode", (1220, 720), (180, 46), samples=["8", 0], vae=["1", 1]),
-            "13": node("VAEDecode", (1220, 1050), (180, 46), samples=["9", 0], vae=["1", 1]),
-            "14": node("ImageStitch", (1220, 180), (220, 150), "Teacher | euler",
-                       image1=["10", 0], image2=["11", 0], **STITCH),
-            "15": node("ImageStitch", (1220, 510), (220, 150), "... | dpmpp_2m",
-                       image1=["14", 0], image2=["12", 0], **STITCH),
-            "16": node("ImageStitch", (1220, 840), (220, 150), "... | learned",
-                       image1=["15", 0], image2=["13", 0], **STITCH),
-            "17": node("ImageScale", (1220, 1150), (220, 130), "Enlarge", image=["16", 0],
-                       upscale_method="nearest-exact", width=1072, height=256, crop="disabled"),
-            "18": node("SaveImage", (1520, 60), (960, 570),
-                       "Teacher | euler + simple | dpmpp_2m + beta | learned",
-                       images=["17", 0], filename_prefix="LD3_demo"),
-            "19": node("PreviewImage", (1520, 710), (960, 570), "Report", images=["5", 3]),
-        },
-        "groups": [
-            ("1. A tiny model, prompts", (0, 0, 340, 820)),
-            ("2. Learn 3 steps, once", (380, 0, 420, 1310)),
-            ("3. Sample the same noise in four ways", (840, 0, 620, 1310)),
-            ("4. Compare", (1500, 0, 1000, 1310)),
-        ],
-        "notes": [
-            ((20, 890), (300, 390), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
-             "learns 3 sampling steps, so that the result is close to what this model gives in 20, "
-             "and saves them in `models/ld3`. Later runs use the saved schedule.\n\nEach image on "
-             "the right, from left to right:\n\n1. the teacher in 20 steps\n2. euler + simple in "
-             "3\n3. dpmpp_2m + beta in 3\n4. the learned schedule in 3\n\nChange **Seed** or "
-             "**Prompt to sample** to see others: nothing is learned again."),
-        ],
-    },
-    "LD3 train for Stable Diffusion": {
-        "nodes": {
-            **sd_inputs(),
-            "5": node("LD3TrainSchedule", (440, 60), (400, 530), **SD_CONDS),
-            "6": node("SamplerCustom", (920, 60), (340, 230), "Core: SIGMAS + SAMPLER",
-                      **SD_CONDS, sampler=["5", 1], sigmas=["5", 0], add_noise=True,
-                      noise_seed=1, cfg=7),
-            "7": node("LD3KSampler", (920, 420), (340, 214), "The same in one node", **SD_CONDS,
-                      schedule=["5", 2], seed=1, cfg=7, denoise=1),
-            "8": node("VAEDecode", (1300, 60), (200, 46), samples=["6", 0], vae=["1", 2]),
-            "9": node("VAEDecode", (1300, 420), (200, 46), samples=["7", 0], vae=["1", 2]),
-            "10": node("SaveImage", (1560, 60), (340, 300), images=["8", 0],
-                       filename_prefix="LD3_core"),
-            "11": node("SaveImage", (1560, 420), (340, 300), images=["9", 0],
-                       filename_prefix="LD3"),
-            "12": node("PreviewImage", (920, 760), (980, 340), "Report", images=["5", 3]),
-        },
-        "groups": [
-            ("1. Your model, prompt and size", (0, 0, 380, 1120)),
-            ("2. Learn, once", (420, 0, 440, 1120)),
-            ("3. Sample in either way: both give the same image", (900, 0, 1020, 1120)),
-        ],
-        "notes": [
-            ((20, 780), (340, 320), "## Train for your own model\n\n1. Choose your checkpoint; "
-             "add your LoRAs, if any.\n2. Write a typical prompt.\n3. In *LD3 Train Schedule*, set "
-             "**cfg**, **sampler_name** and **steps** to what you will sample with; set the same "
-             "cfg in the samplers.\n4. Press **Run**. The schedule is saved in `models/ld3` under "
-             "**name**; later runs use it at once."),
-        ],
-    },
-    "LD3 sample with a saved schedule": {
-        "nodes": {
-            **sd_inputs(),
-            "5": node("LD3LoadSchedule", (440, 60), (360, 98), name=SCHEDULE),
-            "6": node("LD3KSampler", (440, 230), (360, 214), **SD_CONDS, schedule=["5", 2],
-                      seed=1, cfg=7, denoise=1),
-            "7": node("VAEDecode", (860, 60), (200, 46), samples=["6", 0], vae=["1", 2]),
-            "8": node("SaveImage", (860, 170), (480, 560), images=["7", 0],
-                      filename_prefix="LD3"),
-        },
-        "groups": [
-            ("1. Model and prompt", (0, 0, 380, 760)),
-            ("2. Sample with a saved schedule", (420, 0, 940, 760)),
-        ],
-        "notes": [
-            ((440, 520), (360, 220), "## Sample with a saved schedule\n\nChoose a file "
-             "from `models/ld3` in *LD3 Load Schedule*; press **R** if it is not listed. The "
-             "schedule sets the sampler and the steps. Use the **cfg** it was learned at."),
-        ],
-    },
-}  # fmt: skip
 
 BUILD = """async ({api, places, titles, groups, notes, id, pack}) => {
     const app = window.app, LG = window.LiteGraph;
@@ -332,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", required=True, help="ComfyUI's source folder")
     parser.add_argument("--pictures", action="store_true", help="run the demo for all pictures")
+    parser.add_argument("--only", metavar="TEXT", default="", help="workflows with it in the name")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -359,7 +220,7 @@ def main() -> None:
             playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         ) as browser,
     ):
-        for name in GRAPHS:
+        for name in (name for name in GRAPHS if options.only in name):
             write(name, browser, server, run=options.pictures and "demo" in name)
             print(f"wrote {name}")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ld3.comfy import core_samplers
 from ld3.comfy.executor import TableSampler
-from ld3.comfy.guided_run import cfg_guider
+from ld3.comfy.guiders import cfg_guider
 from ld3.comfy.sampling import schedule_sampler
 from ld3.schedule import Schedule, ScheduleInfo, load, save
 

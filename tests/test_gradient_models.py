@@ -29,7 +29,8 @@ from ld3.comfy.gradient.differentiable_model import (
     time_neighbours,
 )
 from ld3.comfy.gradient.gradient_check import check_gradient
-from ld3.comfy.guided_run import GuidedRun, cfg_guider, run
+from ld3.comfy.guided_run import GuidedRun, run
+from ld3.comfy.guiders import cfg_guider
 from ld3.model import Model
 from ld3.training.gradient.recompute import recomputed
 

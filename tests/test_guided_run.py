@@ -16,7 +16,8 @@ from torch import Tensor
 
 from demo.demo_model import encode_prompt, load_demo_model
 from ld3.comfy import core_samplers
-from ld3.comfy.guided_run import GuidedRun, cfg_guider, check_stateless, run
+from ld3.comfy.guided_run import GuidedRun, check_stateless, run
+from ld3.comfy.guiders import cfg_guider
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GUIDERS = ("cfg", "basic", "dual cfg")

@@ -35,6 +35,13 @@ CONTRACT = {
         "compare_sampler:COMBO compare_scheduler:COMBO",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
+    "LD3TrainScheduleAdvanced": {
+        "inputs": "guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT steps:INT "
+        "name:STRING seed:INT learn:COMBO quality:COMBO minutes:FLOAT retrain:BOOLEAN "
+        "distance:COMBO iterations:INT training_noises:INT heldout_noises:INT batch_size:INT "
+        "vae:VAE",
+        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
+    },
     "LD3LoadSchedule": {
         "inputs": "name:COMBO",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE",
@@ -160,7 +167,7 @@ def test_inputs_and_outputs_of_nodes_are_those_that_saved_workflows_have(
 
 def test_only_nodes_that_learn_are_output_nodes(pack_nodes: dict[str, type]) -> None:
     outputs = {key for key, node in pack_nodes.items() if node.GET_SCHEMA().is_output_node}
-    assert outputs == {"LD3TrainSchedule", "LD3DistillSolver"}
+    assert outputs == {"LD3TrainSchedule", "LD3TrainScheduleAdvanced", "LD3DistillSolver"}
 
 
 @pytest.mark.parametrize("case", ["plain", "batch_index", "noise_mask", "picture", "cfg 3"])

@@ -106,7 +106,8 @@ def guided(
         teacher: what `LiveModel.teacher` is.
     """
     from ld3.comfy.gradient.differentiable_model import differentiable_run
-    from ld3.comfy.guided_run import GuidedRun, cfg_guider, run
+    from ld3.comfy.guided_run import GuidedRun, run
+    from ld3.comfy.guiders import cfg_guider
 
     def called(guided: GuidedRun) -> T:
         with differentiable_run(guided) as live:

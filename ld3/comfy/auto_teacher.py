@@ -29,10 +29,12 @@ class TeacherOptions:
     Attributes:
         sigmas: by scheduler, each (N+1,); the first is the one requested, or auto's start.
         reference: (2N+1,) the levels of the test's reference; None if nothing can be tested.
+        automatic: the test chooses among the schedulers.
     """
 
     sigmas: dict[str, Tensor]
-    reference: Tensor | None
+    reference: Tensor | None = None
+    automatic: bool = False
 
     @property
     def first(self) -> str:
@@ -64,7 +66,8 @@ def teacher_options(model: Any, request: TrainingRequest) -> TeacherOptions:
         start = first if request.teacher_scheduler == AUTO else list(sigmas)[1]
         reference = _sigmas(model, request, start, 2 * request.teacher_steps)
     usable = reference is not None and _usable(reference)
-    return TeacherOptions(sigmas, reference if usable else None)
+    automatic = request.teacher_scheduler == AUTO
+    return TeacherOptions(sigmas, reference if usable else None, automatic)
 
 
 def _schedulers(model: Any, request: TrainingRequest) -> list[str]:

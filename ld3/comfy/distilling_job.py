@@ -18,7 +18,7 @@ from ..training.report import ProgressReporter, finite
 from . import core_samplers, folders
 from .executor import TableSampler
 from .guided_run import GuidedRun, check_stateless
-from .job import GraphInputs, Job
+from .job import GraphInputs
 from .progress import LiveProgress
 from .requests import DistillRequest
 from .sampling import prepared_sampling
@@ -132,7 +132,7 @@ def distill_solver(
     request.check()
     name = check_name(name)
     warnings = source.check(inputs.model, request.cfg)
-    job = Job(inputs, request.cfg)
+    job = inputs.job(request.cfg)
     settings = asdict(request) | {"distill": Extra.D_ODE.value}
     key = job.key(settings, job.samples, job.batch_index, *source.contents)
     saved = folders.saved_schedule(key, name)

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import guiders
+
 SAMPLED_WEIGHTS = 256
 SAMPLED_VALUES = 16
 MODEL_SAMPLING = "model_sampling"
+OF_SAMPLING = ("model_patcher", "model_options", "original_conds", "conds", "inner_model")
+OF_SAMPLING += ("loaded_models",)  # which a GUIDER has while it samples
 DEPTH = 4  # of objects within objects; deeper ones count by their class
 
 
@@ -81,6 +85,31 @@ def patches_of(model: Any) -> list[Any]:
     """What is patched onto a MODEL besides weights, for `settings_hash`."""
     names = ("model_options", "object_patches", "wrappers", "attachments", "injections")
     return [getattr(model, name, None) for name in names]
+
+
+def guidance_hash(guider: Any) -> str:
+    """Hash of what a GUIDER does with its MODEL: its kind, numbers, prompts, and other models.
+
+    The same before and after it has sampled.
+    """
+    digest = hashlib.sha256(type(guider).__qualname__.encode())
+    _update(digest, patches_of(guider.model_patcher))
+    for name, value in sorted(vars(guider).items()):
+        if name.startswith("_") or name in OF_SAMPLING or _is_empty(value):
+            continue
+        if hasattr(value, "patches_uuid"):
+            value = [model_fingerprint(value), patches_of(value)]
+        _update(digest, [name, value])
+    unused = guiders.unused_prompts(guider)
+    for name, prompts in sorted(guiders.prompts_of(guider).items()):
+        # every conversion gives a conditioning another uuid
+        parts = [{k: v for k, v in prompt.items() if k != "uuid"} for prompt in prompts]
+        _update(digest, [name, None if name in unused else parts])
+    return digest.hexdigest()[:16]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
 def _noise_levels(sampling: Any) -> list[Any]:

@@ -118,14 +118,6 @@ class _TaskSampler(comfy.samplers.Sampler):
         return noise
 
 
-def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
-    """Core's guider for a MODEL with two prompts."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
-
-
 def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
     """Measured time of a model call per sample, of one batch; call the model before, to load it."""
     model = guided.model

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..version import __version__
 from . import core_samplers, fingerprint
-from .guided_run import GuidedRun, cfg_guider, run
-from .latents import check_conditioning, latent_samples, training_noises
+from .guided_run import GuidedRun, run
+from .guiders import cfg_guider, check_prompts, guidance_scale
+from .latents import latent_samples, training_noises
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -32,47 +33,51 @@ class GraphInputs:
     latent_image: dict[str, Any]
     vae: Any = None
 
+    def job(self, cfg: float) -> Job:
+        """The job of these inputs at a guidance scale."""
+        return Job(cfg_guider(self.model, self.positive, self.negative, cfg), self.latent_image)
+
 
 class Job:
-    """Checks a node's inputs, and knows all facts that a result depends on."""
+    """Checks what is sampled, and knows all facts that a result depends on.
 
-    def __init__(self, inputs: GraphInputs, cfg: float) -> None:
-        self.inputs, self.cfg = inputs, cfg
-        model, latent = inputs.model, inputs.latent_image
-        check_conditioning("positive", inputs.positive)
-        check_conditioning("negative", inputs.negative)
-        self.samples = latent_samples(model, latent)
+    Args:
+        guider: any GUIDER.
+        latent: a LATENT.
+    """
+
+    def __init__(self, guider: Any, latent: dict[str, Any]) -> None:
+        self.guider, self.model = guider, guider.model_patcher
+        check_prompts(guider)
+        self.samples = latent_samples(self.model, latent)
         if latent.get("noise_mask") is not None:
             logger.warning("LD3: latent_image's mask is not used for learning")
         self.batch_index = latent.get("batch_index")
         if self.batch_index is None and torch.count_nonzero(self.samples) == 0:
             self.samples = self.samples[:1]  # the number of empty latents does not matter
-        self.fingerprint = fingerprint.model_fingerprint(model)
-        negative = inputs.negative if cfg != 1 else None
-        self._prompts = [fingerprint.patches_of(model), inputs.positive, negative]
+        self.fingerprint = fingerprint.model_fingerprint(self.model)
+        self._guidance = fingerprint.guidance_hash(guider)
 
     def key(self, settings: dict[str, Any], *contents: Any) -> str:
-        """Hash of settings with model and prompts: equal for identical work."""
-        facts = {"model": self.fingerprint, "algorithm": ALGORITHM}
-        return fingerprint.settings_hash(settings | facts, self._prompts, *contents)
+        """Hash of settings with model and guidance: equal for identical work."""
+        facts = {"model": self.fingerprint, "guidance": self._guidance, "algorithm": ALGORITHM}
+        return fingerprint.settings_hash(settings | facts, *contents)
 
     def noises(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
         """Noises and latents (count, *latent), see `training_noises`."""
         return training_noises(self.samples, seed, count, self.batch_index)
 
     def run(self, task: Callable[[GuidedRun], T], sigmas: Tensor, batch_size: int, seed: int) -> T:
-        """`task`'s value with model and prompts, see `guided_run.run`."""
-        inputs = self.inputs
-        guider = cfg_guider(inputs.model, inputs.positive, inputs.negative, self.cfg)
+        """`task`'s value with model and guidance, see `guided_run.run`."""
         latents = self.samples[:1].repeat(batch_size, *[1] * (self.samples.ndim - 1))
-        return run(guider, latents, sigmas, task, seed)
+        return run(self.guider, latents, sigmas, task, seed)
 
     def provenance(self) -> dict[str, Any]:
         """What every `ScheduleInfo` says of the model, the versions and the time."""
-        model = self.inputs.model
+        model = self.model
         sampling = model.get_model_object("model_sampling")
         return {
-            "cfg": self.cfg,
+            "cfg": guidance_scale(self.guider),
             "latent_shape": list(self.samples.shape[1:]),
             "prediction_type": core_samplers.prediction_type(sampling),
             "sigma_max": float(sampling.sigma_max),

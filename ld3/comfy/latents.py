@@ -29,22 +29,6 @@ def latent_samples(model: Any, latent: dict[str, Any]) -> Tensor:
     return cast(Tensor, comfy.sample.fix_empty_latent_channels(model, samples, *ratios))
 
 
-def check_conditioning(name: str, conditioning: list[Any]) -> None:
-    """Refuse several prompts or images in one batch: ComfyUI pairs them with positions in a batch.
-
-    A noise's position changes during training, and with it the prompt it would be sampled with.
-    ValueError if a conditioning contains a batch; `name` is its input.
-    """
-    for tensor, options in conditioning:
-        batched = [tensor, options.get("concat_latent_image")]
-        batched += options.get("reference_latents") or []
-        size = max(t.shape[0] for t in batched if isinstance(t, Tensor))
-        if size > 1:
-            raise ValueError(
-                f"{name} contains a batch of {size} prompts or images; use a single one"
-            )
-
-
 def noise_for(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
     """Core's noise for a batch, in samples' shape; no random state changes."""
     # core seeds the global generators (ComfyUI 0.30.0, comfy/sample.py prepare_noise)

@@ -31,21 +31,15 @@ AUTO = "auto"
 """Of a teacher's scheduler: chosen by prediction type and a short test; of others: by the first."""
 
 
-@dataclass(frozen=True)
-class TrainingRequest:
-    """The widgets of LD3 Train Schedule, by their names.
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The widgets that both training nodes have, by their names.
 
     `iterations`, `training_noises` and `heldout_noises` are 0 where `quality` decides.
     """
 
-    sampler_name: str
     steps: int
-    cfg: float
-    denoise: float
     seed: int
-    teacher_sampler: str
-    teacher_scheduler: str
-    teacher_steps: int
     distance: str
     iterations: int
     training_noises: int
@@ -56,14 +50,9 @@ class TrainingRequest:
     soft_radius: float = PUBLISHED_RADIUS
     quality: str = "normal"
     minutes: float = 0.0
-    compare_sampler: str = AUTO
-    compare_scheduler: str = AUTO
 
     def settings(self) -> TrainingSettings:
         """The constants of the training; ValueError for a value that cannot work."""
-        check_cfg(self.cfg)
-        if not 0 < self.denoise <= 1:
-            raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
         choices = {"distance": DISTANCES, "optimizer": OPTIMIZERS, "learn": LEARN}
         choices["quality"] = QUALITIES
         for name, options in choices.items():
@@ -87,7 +76,6 @@ class TrainingRequest:
             gradient=self.gradient,
             **LEARN[self.learn],
         )
-        settings.check(self.teacher_steps)
         return self.with_numbers(settings)
 
     def calls(self, seconds_per_call: float) -> int:
@@ -115,11 +103,6 @@ class TrainingRequest:
             numbers["validation_noises"] = max(4, self.training_noises // 3)
         return replace(settings, **{name: value for name, value in numbers.items() if value})
 
-    def teacher_facts(self) -> dict[str, Any]:
-        """What decides the teacher's samples (the batch size in their last bits)."""
-        names = ("teacher_sampler", "teacher_scheduler", "teacher_steps", "cfg", "denoise")
-        return {name: getattr(self, name) for name in (*names, "batch_size")}
-
     @property
     def gradient(self) -> GradientSettings | None:
         """The constants of the gradient optimizer; None for Gauss-Newton."""
@@ -136,6 +119,34 @@ class TrainingRequest:
     def method(self) -> str:
         """One word for the file."""
         return self.optimizer.split(" ")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest(TrainingOptions):
+    """The widgets of LD3 Train Schedule, by their names."""
+
+    sampler_name: str
+    cfg: float
+    denoise: float
+    teacher_sampler: str
+    teacher_scheduler: str
+    teacher_steps: int
+    compare_sampler: str = AUTO
+    compare_scheduler: str = AUTO
+
+    def settings(self) -> TrainingSettings:
+        """The constants of the training; ValueError for a value that cannot work."""
+        check_cfg(self.cfg)
+        if not 0 < self.denoise <= 1:
+            raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
+        settings = super().settings()
+        settings.check(self.teacher_steps)
+        return settings
+
+    def teacher_facts(self) -> dict[str, Any]:
+        """What decides the teacher's samples (the batch size in their last bits)."""
+        names = ("teacher_sampler", "teacher_scheduler", "teacher_steps", "cfg", "denoise")
+        return {name: getattr(self, name) for name in (*names, "batch_size")}
 
 
 @dataclass(frozen=True)

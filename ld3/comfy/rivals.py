@@ -53,7 +53,7 @@ def own(model: Any, model_wrap: Any, request: TrainingRequest) -> Rival | None:
         ) from error
 
 
-def standard(model: Any, traced: TracedSampler, request: TrainingRequest, scheduler: str) -> Rival:
+def standard(model: Any, request: TrainingRequest, traced: TracedSampler, scheduler: str) -> Rival:
     """The student's sampler with a standard scheduler."""
     names = request.sampler_name, scheduler
     solver = partial(_solver, model, traced, names, request.denoise)

@@ -1,4 +1,4 @@
-"""Learn a schedule inside ComfyUI: what LD3 Train Schedule does."""
+"""Learn a schedule inside ComfyUI: what both nodes that train do."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..metrics import IMAGE_DISTANCES
 from ..schedule import Schedule, ScheduleInfo, check_name
 from ..training.report import Report
-from . import core_samplers, fingerprint, folders
-from .auto_teacher import teacher_options
+from . import fingerprint, folders
+from .connected_setup import ConnectedInputs, setup_of_connected
+from .guiders import kind_of
 from .image_distance import check_image_distance
 from .job import GraphInputs, Job
-from .requests import TrainingRequest
+from .requests import TrainingOptions, TrainingRequest
 from .training_run import TrainingRun
+from .training_setup import setup_of_widgets
 
 
 @dataclass(frozen=True)
@@ -44,43 +47,52 @@ def train_schedule(
     Raises:
         ValueError: a request that cannot be met; the text says which widget and what to do.
     """
-    settings = request.settings()
-    name = check_name(name)
-    vae = inputs.vae if request.distance in IMAGE_DISTANCES else None
-    if request.distance in IMAGE_DISTANCES:
-        check_image_distance(request.distance, vae)
-    job = Job(inputs, request.cfg)
+    settings, name = request.settings(), check_name(name)
+    vae = _vae(inputs.vae, request)
+    job, setup = inputs.job(request.cfg), setup_of_widgets(inputs.model, request)
+    return _trained(TrainingRun(job, request, settings, setup, vae), name, retrain)
+
+
+def train_connected(
+    inputs: ConnectedInputs, request: TrainingOptions, name: str, retrain: bool = False
+) -> TrainingResult:
+    """The same for a guider, a sampler and the teacher's sigmas; arguments and errors as there."""
+    settings, name = request.settings(), check_name(name)
+    inputs.check(request.steps)
+    vae = _vae(inputs.vae, request)
+    job, setup = Job(inputs.guider, inputs.latent_image), setup_of_connected(inputs, request)
+    return _trained(TrainingRun(job, request, settings, setup, vae), name, retrain)
+
+
+def _vae(vae: Any, request: TrainingOptions) -> Any:
+    """The VAE, checked, where the distance needs one; else None."""
+    if request.distance not in IMAGE_DISTANCES:
+        return None
+    check_image_distance(request.distance, vae)
+    return vae
+
+
+def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
+    job, request, setup, vae = training.job, training.request, training.setup, training.vae
     decoder = fingerprint.weights_hash(vae.first_stage_model) if vae else None
-    key = job.key(asdict(request), job.samples, job.batch_index, decoder)
+    key = job.key(asdict(request), job.samples, job.batch_index, decoder, *setup.contents)
     saved = None if retrain else folders.saved_schedule(key, name)
     if saved is not None:
         return TrainingResult(*saved, trained=False, seconds=0.0)
 
     started = time.monotonic()
-    teachers = teacher_options(inputs.model, request)
-    baselines = core_samplers.standard_schedules(
-        inputs.model, request.sampler_name, request.steps, request.denoise
-    )
-    training = TrainingRun(job, request, settings, teachers, baselines, vae)
-    first_sigmas = teachers.sigmas[teachers.first]
+    first_sigmas = setup.teachers.sigmas[setup.teachers.first]
     outcome = job.run(training.run, first_sigmas, request.batch_size, request.seed)
     solver, report = outcome.learned
+    described = setup.described
     info = ScheduleInfo(
-        sampler=request.sampler_name,
+        **described | {"teacher": described["teacher"] | outcome.teacher},
         steps=solver.steps,
         model_calls=solver.table.model_calls,
-        denoise=request.denoise,
-        teacher={
-            "sampler": request.teacher_sampler,
-            "scheduler": outcome.scheduler,
-            "steps": request.teacher_steps,
-            "requested": request.teacher_scheduler,
-            "check": outcome.check.as_json() if outcome.check else None,
-        },
         method=request.method,
         extras=[extra.value for extra in solver.extras],
         steps_sigmas=report.steps_sigmas,
-        settings=asdict(request) | asdict(outcome.settings),
+        settings=asdict(request) | asdict(outcome.settings) | {"guider": kind_of(job.guider)},
         settings_hash=key,
         report=report.as_json(),
         **job.provenance(),

@@ -21,7 +21,7 @@ from ..training.report import Progress, ProgressReporter
 from ..training.settings import TrainingSettings
 from ..training.teacher_choice import Candidate, TeacherCheck, check_teachers
 from ..training.train import Learned, train
-from . import core_samplers, folders, rivals
+from . import folders
 from .auto_teacher import TeacherOptions
 from .gradient.differentiable_model import differentiable_run, normal_tensors
 from .gradient.gradient_check import check_gradient
@@ -29,7 +29,8 @@ from .guided_run import GuidedRun, check_stateless, seconds_per_call
 from .image_distance import feature_map, load_together
 from .job import Job
 from .progress import LiveProgress
-from .requests import AUTO, TrainingRequest
+from .requests import TrainingOptions
+from .training_setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,14 @@ class Outcome(NamedTuple):
     scheduler: str
     check: TeacherCheck | None
     settings: TrainingSettings
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """What a file says of the choice of the teacher."""
+        return {
+            "scheduler": self.scheduler,
+            "check": self.check.as_json() if self.check else None,
+        }
 
 
 class _Test(NamedTuple):
@@ -67,16 +76,21 @@ class TrainingRun:
     """A training; `run` is the task of a guided run.
 
     Attributes:
+        request: the widgets.
         settings: what the request says of them; the model's speed and sampler decide the rest.
         vae: for distances between images, else None.
     """
 
     job: Job
-    request: TrainingRequest
+    request: TrainingOptions
     settings: TrainingSettings
-    teachers: TeacherOptions
-    baselines: dict[str, Tensor]
+    setup: TrainingSetup
     vae: Any
+
+    @property
+    def teachers(self) -> TeacherOptions:
+        """The teacher's noise levels."""
+        return self.setup.teachers
 
     def run(self, guided: GuidedRun) -> Outcome:
         """Choose size and teacher, then learn."""
@@ -88,7 +102,7 @@ class TrainingRun:
             check_stateless(guided, *noises)
             if request.gradient:
                 check_gradient(guided, noises[0][:1], noises[1][:1])
-            teacher = self._traced_teacher(guided)
+            teacher = self.setup.traced_teacher(guided.model_wrap)
             problem = self._problem(guided, teacher)
             settings = self._settings(guided, problem, noises)
             noises, progress = self._noises(guided, settings.noises), LiveProgress()
@@ -99,8 +113,8 @@ class TrainingRun:
                 on_stage = ProgressReporter(guided.model, planned, progress).stage
                 check = check_teachers(guided.model, *test, on_stage)
                 calls = check.calls
-            auto = check is not None and request.teacher_scheduler == AUTO
-            scheduler = check.best if check and auto else self.teachers.first
+            automatic = check is not None and self.teachers.automatic
+            scheduler = check.best if check and automatic else self.teachers.first
             problem = replace(
                 problem,
                 teacher=teacher.discretization(self.teachers.sigmas[scheduler]),
@@ -139,7 +153,7 @@ class TrainingRun:
         logger.info(
             "LD3: learning %d steps of %s: %d model calls at most, about %.1f min",
             request.steps,
-            request.sampler_name,
+            self.setup.described["sampler"],
             calls,
             calls * seconds / 60,
         )
@@ -166,8 +180,9 @@ class TrainingRun:
 
     def _store(self, scheduler: str) -> TargetStore:
         """Where a teacher's samples are kept."""
-        facts = self.request.teacher_facts() | {"teacher_scheduler": scheduler}
-        return TargetStore(folders.target_folder(), self.job.key(facts))
+        facts = self.setup.teacher_facts | {"teacher_scheduler": scheduler}
+        key = self.job.key(facts, *self.setup.contents)
+        return TargetStore(folders.target_folder(), key)
 
     def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
         """What the distance compares, with VAE and model loaded side by side."""
@@ -178,30 +193,23 @@ class TrainingRun:
             stack.enter_context(normal_tensors(self.vae.first_stage_model))
         return feature_map(self.request.distance, self.vae, guided.model_wrap, latent)
 
-    def _traced_teacher(self, guided: GuidedRun) -> TracedSampler:
-        teachers, sampler = self.teachers, self.request.teacher_sampler
-        sigmas = teachers.sigmas[teachers.first]
-        wrap = guided.model_wrap
-        return core_samplers.widget_sampler("teacher_sampler", sampler, sigmas, wrap)
-
     def _problem(self, guided: GuidedRun, teacher: TracedSampler) -> TrainingProblem:
-        request = self.request
-        sampler = core_samplers.widget_sampler(
-            "sampler_name", request.sampler_name, self._any_schedule(), guided.model_wrap
-        )
+        setup = self.setup
+        sampler = setup.traced(guided.model_wrap, self._any_schedule())
+        start = setup.start_sigma
         problem = TrainingProblem(
             guided.model,
             sampler,
             teacher.discretization(self.teachers.sigmas[self.teachers.first]),
-            self._start_sigma(guided.sampling),
-            self.baselines,
-            teacher_sampler=teacher,
+            float(guided.sampling.sigma_max) if start is None else start,
+            setup.baselines,
+            setup.end_sigma,
+            teacher,
         )
-        if request.quality == "fast" or request.gradient:
+        if self.request.quality == "fast" or self.request.gradient:
             return problem
-        model, wrap = self.job.inputs.model, guided.model_wrap
-        standard = partial(rivals.standard, model, sampler, request)
-        return replace(problem, own=rivals.own(model, wrap, request), standard=standard)
+        own = setup.own(guided.model_wrap, sampler)
+        return replace(problem, own=own, standard=partial(setup.standard, sampler))
 
     def _any_schedule(self) -> Tensor:
         """Some schedule with the student's steps: levels of the teacher."""
@@ -209,12 +217,6 @@ class TrainingRun:
         last = len(sigmas) - 1
         chosen = torch.linspace(0, last, min(self.request.steps, last) + 1).round().long()
         return sigmas[chosen]
-
-    def _start_sigma(self, sampling: Any) -> float:
-        """The model's largest noise level, or with denoise below 1 the teacher's first."""
-        if self.request.denoise > 0.9999:
-            return float(sampling.sigma_max)
-        return float(self.teachers.sigmas[self.teachers.first][0])
 
 
 def _after(calls: int, progress: LiveProgress) -> Callable[[Progress], None]:

@@ -1,0 +1,122 @@
+"""What LD3 Train Schedule (Advanced) learns: from a guider, a sampler and the teacher's sigmas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+from torch import Tensor
+
+from ..parameters import check_sigmas
+from ..schedule import INPAINT
+from ..tracing import TracedSampler
+from ..training.steps_saved import (
+    MOST_OWN,
+    MOST_STANDARD,
+    OWN_MULTIPLES,
+    STANDARD_MULTIPLES,
+    Rival,
+)
+from . import core_samplers
+from .auto_teacher import TeacherOptions
+from .executor import TableSampler
+from .guiders import check_guider
+from .levels import Span, resampled_levels
+from .requests import TrainingOptions
+from .training_setup import TrainingSetup
+
+CONNECTED = "connected sigmas"
+
+
+@dataclass(frozen=True, eq=False)
+class ConnectedInputs:
+    """What SamplerCustomAdvanced receives besides its noise: sigmas (N+1,) are the teacher's."""
+
+    guider: Any
+    sampler: Any
+    sigmas: Tensor
+    latent_image: dict[str, Any]
+    vae: Any = None
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError, naming the input, for what no schedule can be learned from."""
+        check_guider("guider", self.guider)
+        _check_sampler(self.sampler)
+        sampling = self.guider.model_patcher.get_model_object("model_sampling")
+        _check_teacher(self.levels, steps, float(sampling.sigma_max))
+
+    @property
+    def levels(self) -> Tensor:
+        """The teacher's sigmas, float32 on the CPU."""
+        return self.sigmas.detach().cpu().float()
+
+
+def _check_sampler(sampler: Any) -> None:
+    if isinstance(sampler, TableSampler):
+        raise ValueError(
+            f"sampler is that of LD3 schedule {sampler.schedule.name!r}, which works with its own "
+            "sigmas only; connect KSamplerSelect or another sampler node"
+        )
+    if not isinstance(sampler, comfy.samplers.KSAMPLER):
+        raise ValueError(
+            f"sampler is a {type(sampler).__name__}, whose steps cannot be read; connect a SAMPLER "
+            "such as the output of KSamplerSelect"
+        )
+
+
+def _check_teacher(sigmas: Tensor, steps: int, largest: float) -> None:
+    try:
+        check_sigmas(sigmas)
+    except ValueError as error:
+        raise ValueError(f"sigmas: {error}; connect a scheduler node") from error
+    if len(sigmas) - 1 <= steps:
+        raise ValueError(
+            f"sigmas have {len(sigmas) - 1} steps and steps is {steps}; the teacher must take more "
+            "steps than the student: connect sigmas of more steps (20 is typical)"
+        )
+    if float(sigmas[0]) > 1.001 * largest:
+        raise ValueError(
+            f"sigmas start at {float(sigmas[0]):.4g}, this model's largest noise level is "
+            f"{largest:.4g}; use a scheduler node with this model"
+        )
+
+
+def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> TrainingSetup:
+    """What LD3 Train Schedule (Advanced) says, of checked inputs."""
+    sampler, sigmas, steps = inputs.sampler, inputs.levels, request.steps
+    sampling = inputs.guider.model_patcher.get_model_object("model_sampling")
+    label = core_samplers.sampler_label(sampler)
+    span = Span(sampling, float(sigmas[0]), float(sigmas[-1]))
+    baselines = span.schedules(steps) | {CONNECTED: resampled_levels(sigmas, steps)}
+    options = [label, sampler.sampler_function, sampler.extra_options, sampler.inpaint_options]
+
+    def standard(traced: TracedSampler, scheduler: str, own: bool = False) -> Rival:
+        def solver(steps: int) -> Any:
+            if scheduler == CONNECTED:
+                return traced.discretization(resampled_levels(sigmas, steps))
+            return traced.discretization(span.sigmas(scheduler, steps))
+
+        multiples, most = (OWN_MULTIPLES, MOST_OWN) if own else (STANDARD_MULTIPLES, MOST_STANDARD)
+        calls = most * traced.table(baselines[scheduler]).model_calls
+        return Rival(f"{label} + {scheduler}", solver, multiples, calls)
+
+    return TrainingSetup(
+        ("sampler", sampler),
+        ("sampler", sampler),
+        TeacherOptions({CONNECTED: sigmas}),
+        baselines,
+        lambda wrap, traced: standard(traced, span.name_of(sigmas) or CONNECTED, own=True),
+        standard,
+        teacher_facts={"batch_size": request.batch_size},
+        described={
+            "sampler": label,
+            # of SIGMAS unknown; LD3 KSampler samples them as they are at its usual 1
+            "denoise": 1.0,
+            "sampler_options": {INPAINT: dict(sampler.inpaint_options)},
+            "teacher": {"sampler": label, "steps": len(sigmas) - 1, "requested": CONNECTED},
+        },
+        contents=(sigmas, options),
+        start_sigma=span.start,
+        end_sigma=span.end,
+    )

@@ -1,0 +1,65 @@
+"""GUIDERs: what a graph connects to them, read without sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from torch import Tensor
+
+
+def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
+    """Core's guider for a MODEL with two prompts."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def check_guider(name: str, guider: Any) -> None:
+    """Raise ValueError, naming the input, unless an object has what samplers need of a GUIDER."""
+    missing = [part for part in ("sample", "model_patcher") if not hasattr(guider, part)]
+    if missing:
+        raise ValueError(
+            f"{name} is a {type(guider).__name__} without {' and '.join(missing)}; connect a "
+            "GUIDER, such as the output of BasicGuider or CFGGuider"
+        )
+
+
+def kind_of(guider: Any) -> str:
+    """A guider's class."""
+    return type(guider).__name__
+
+
+def guidance_scale(guider: Any) -> float:
+    """A guider's cfg; 1 for one that has none (BasicGuider)."""
+    return float(getattr(guider, "cfg", 1.0))
+
+
+def prompts_of(guider: Any) -> dict[str, list[dict[str, Any]]]:
+    """A guider's conditionings by name, as core stores them; empty where it stores none."""
+    return getattr(guider, "original_conds", {})
+
+
+def unused_prompts(guider: Any) -> tuple[str, ...]:
+    """The prompts that a guider does not evaluate: at cfg 1 core's needs no negative one."""
+    predict = getattr(type(guider), "predict_noise", None)
+    plain = predict is comfy.samplers.CFGGuider.predict_noise
+    return ("negative",) if plain and guidance_scale(guider) == 1 else ()
+
+
+def check_prompts(guider: Any) -> None:
+    """Refuse several prompts or images in one batch: ComfyUI pairs them with positions in a batch.
+
+    A noise's position changes during training, and with it the prompt it would be sampled with.
+    ValueError if a conditioning contains a batch; names its input.
+    """
+    for name, prompts in prompts_of(guider).items():
+        for prompt in prompts:
+            batched = [prompt.get("cross_attn"), prompt.get("concat_latent_image")]
+            batched += prompt.get("reference_latents") or []
+            size = max((t.shape[0] for t in batched if isinstance(t, Tensor)), default=1)
+            if size > 1:
+                raise ValueError(
+                    f"{name} contains a batch of {size} prompts or images; use a single one"
+                )

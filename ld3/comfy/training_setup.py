@@ -1,0 +1,86 @@
+"""The parts of a training in which the training nodes differ: its samplers, teachers and rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..tracing import TracedSampler
+from ..training.steps_saved import Rival
+from . import core_samplers, rivals
+from .auto_teacher import TeacherOptions, teacher_options
+from .requests import TrainingRequest
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSetup:
+    """What is learned, from which teacher, and what it competes with.
+
+    Attributes:
+        sampler, teacher_sampler: SAMPLER or its name, after the input that errors name.
+        teachers: the teacher's noise levels.
+        baselines: standard schedules by name.
+        start_sigma, end_sigma: first and last level of the learned schedule; the model's largest if
+            the first is None.
+        own: running guider, sampler -> what the user would use otherwise.
+        standard: sampler, name of a baseline -> it at any number of steps.
+        teacher_facts, contents: what decides the teacher's samples besides model, guidance and
+            noises; contents may be tensors and objects.
+        described: what `ScheduleInfo` says of it.
+    """
+
+    sampler: tuple[str, Any]
+    teacher_sampler: tuple[str, Any]
+    teachers: TeacherOptions
+    baselines: dict[str, Tensor]
+    own: Callable[[Any, TracedSampler], Rival | None]
+    standard: Callable[[TracedSampler, str], Rival]
+    teacher_facts: dict[str, Any]
+    described: dict[str, Any]
+    contents: tuple[Any, ...] = ()
+    start_sigma: float | None = None
+    end_sigma: float = 0.0
+
+    def traced(self, wrap: Any, sigmas: Tensor) -> TracedSampler:
+        """The student's sampler in a running guider, checked at some sigmas (N+1,)."""
+        return core_samplers.widget_sampler(*self.sampler, sigmas, wrap)
+
+    def traced_teacher(self, wrap: Any) -> TracedSampler:
+        """The teacher's."""
+        sigmas = self.teachers.sigmas[self.teachers.first]
+        return core_samplers.widget_sampler(*self.teacher_sampler, sigmas, wrap)
+
+
+def setup_of_widgets(model: Any, request: TrainingRequest) -> TrainingSetup:
+    """What LD3 Train Schedule says.
+
+    Raises:
+        ValueError: teacher_scheduler has fewer levels than teacher_steps.
+    """
+    teachers = teacher_options(model, request)
+    whole = request.denoise > 0.9999
+    return TrainingSetup(
+        ("sampler_name", request.sampler_name),
+        ("teacher_sampler", request.teacher_sampler),
+        teachers,
+        core_samplers.standard_schedules(
+            model, request.sampler_name, request.steps, request.denoise
+        ),
+        lambda wrap, sampler: rivals.own(model, wrap, request),
+        partial(rivals.standard, model, request),
+        teacher_facts=request.teacher_facts(),
+        described={
+            "sampler": request.sampler_name,
+            "denoise": request.denoise,
+            "teacher": {
+                "sampler": request.teacher_sampler,
+                "steps": request.teacher_steps,
+                "requested": request.teacher_scheduler,
+            },
+        },
+        start_sigma=None if whole else float(teachers.sigmas[teachers.first][0]),
+    )

@@ -1,0 +1,55 @@
+"""What the nodes that train return and show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.v0_0_2 import io, ui
+
+from ..ld3.comfy.sampling import schedule_sampler
+from ..ld3.comfy.training_job import TrainingResult
+from ..ld3.plots import report_picture
+from .messages import picture_title, training_summary, training_warnings
+from .types import LD3Schedule, announce
+
+OUTPUTS = [
+    io.Sigmas.Output(
+        display_name="sigmas",
+        tooltip="Noise levels for the plain sampler, in SamplerCustom and other nodes "
+        "that accept SIGMAS. Together with the sampler output the full solver runs, "
+        "which has noise levels of its own.",
+    ),
+    io.Sampler.Output(
+        display_name="sampler",
+        tooltip="Sampler the schedule was learned for. If more than time steps was "
+        "learned, it carries that too; connect the sigmas output beside it.",
+    ),
+    LD3Schedule.Output(
+        display_name="schedule",
+        tooltip="Sigmas and sampler in one, for LD3 KSampler.",
+    ),
+    io.Image.Output(
+        display_name="report",
+        tooltip="Report image: the learned and the standard schedules, the error "
+        "during learning, and all errors on the test noises.",
+    ),
+]
+
+
+def training_output(
+    node: type[io.ComfyNode], name: str, result: TrainingResult, sampler: Any = None
+) -> io.NodeOutput:
+    """A training's outputs, announced under the node's display name.
+
+    Args:
+        sampler: a SAMPLER that was connected; it is returned where nothing but steps was learned.
+    """
+    schedule, summary = result.schedule, training_summary(result)
+    announce(node, name, summary, training_warnings(schedule.info))
+    pixels = report_picture(result.report, picture_title(result))
+    picture = torch.from_numpy(pixels).float()[None] / 255
+    shown = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(summary).as_dict()
+    if sampler is None or schedule.info.extras:
+        sampler = schedule_sampler(schedule)
+    return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, picture, ui=shown)

@@ -1,0 +1,54 @@
+"""The shipped workflows around LD3 Train Schedule (Advanced), run by a real ComfyUI server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ld3 import schedule as schedule_file
+from scripts.comfyui_server import ComfyRunError, ComfyServer
+
+from .test_server import twin
+
+TINY = {
+    "steps": 3,
+    "iterations": 2,
+    "training_noises": 4,
+    "heldout_noises": 4,
+    "quality": "fast",
+}
+
+pytestmark = pytest.mark.slow
+
+
+def pictures(server: ComfyServer, outputs: dict[str, Any], key: str) -> np.ndarray:
+    return np.stack([np.asarray(server.fetch_image(r), float) for r in outputs[key]["images"]])
+
+
+def test_the_workflow_for_sampler_custom_advanced_trains_and_samples(server: ComfyServer) -> None:
+    prompt = twin("LD3 train for SamplerCustomAdvanced")
+    prompt["9"]["inputs"] |= TINY
+    prompt["6"]["inputs"]["steps"], prompt["7"]["inputs"]["steps"] = 8, TINY["steps"]
+    outputs = server.run(prompt)
+    assert outputs["9"]["text"][0].startswith("advanced.safetensors: 3 steps of euler, learned")
+    teacher, simple, learned = (pictures(server, outputs, key) for key in ("17", "18", "19"))
+    assert teacher.shape == (4, 32, 32, 3) and teacher.std() > 10
+    assert np.abs(learned - teacher).mean() < np.abs(simple - teacher).mean()
+    saved = schedule_file.load(server.base / "models" / "ld3" / "advanced.safetensors")
+    assert saved.info.settings["guider"] == "Guider_Basic" and saved.info.teacher["steps"] == 8
+    # the next run uses the file
+    assert ", loaded" in server.run(prompt | {"9": renamed(prompt["9"])})["9"]["text"][0]
+
+
+def renamed(node: dict[str, Any]) -> dict[str, Any]:
+    """A node that ComfyUI's own cache does not know; the name is none of the settings."""
+    return node | {"inputs": node["inputs"] | {"name": "another"}}
+
+
+def test_too_few_teacher_steps_are_refused_with_the_nodes_name(server: ComfyServer) -> None:
+    prompt = twin("LD3 train for SamplerCustomAdvanced")
+    prompt["6"]["inputs"]["steps"] = 4
+    with pytest.raises(ComfyRunError, match=r"LD3 Train Schedule \(Advanced\): sigmas have 4"):
+        server.run(prompt)
