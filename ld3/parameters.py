@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 KEPT_GAP = 0.3  # share of a gap that one step must leave
+MOST_STEPS = 1000  # of any schedule
 MIN_GAP = 0.02  # in u: closer levels would spend a model call without progress
 
 
@@ -138,13 +139,22 @@ class StepParameters:
 
 
 def check_sigmas(sigmas: Tensor) -> None:
-    """Raise ValueError unless sigmas (N+1,) is finite, strictly decreasing and ends at >= 0."""
-    if sigmas.ndim != 1 or len(sigmas) < 2:
+    """Raise ValueError unless sigmas (N+1,) is finite, strictly decreasing and ends at >= 0.
+
+    N is 1,000 at most.
+    """
+    if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MOST_STEPS + 1:
         raise ValueError(
-            f"a schedule is a list of at least 2 noise levels; got shape {tuple(sigmas.shape)}"
+            f"a schedule is a list of 2 to {MOST_STEPS + 1} noise levels; got shape "
+            f"{tuple(sigmas.shape)}"
         )
     values = [float(s) for s in sigmas]
     if not all(math.isfinite(s) for s in values):
-        raise ValueError(f"noise levels must be finite; got {values}")
+        raise ValueError(f"noise levels must be finite; got {listed(values)}")
     if values[-1] < 0 or any(a <= b for a, b in zip(values, values[1:], strict=False)):
-        raise ValueError(f"noise levels must strictly decrease to 0 or above; got {values}")
+        raise ValueError(f"noise levels must strictly decrease to 0 or above; got {listed(values)}")
+
+
+def listed(values: list[float]) -> str:
+    """The first of some numbers."""
+    return ", ".join([f"{value:.4g}" for value in values[:8]] + [".."] * (len(values) > 8))

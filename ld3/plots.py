@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .shown_text import shown
 from .training.report import Report, best_baseline
 
 LEARNED, OTHERS, BEST, OWN = "#d1495b", "#c9ced6", "#30638e", "#8a8f98"
 MORE_CALLS = "#eef0f3"
+TITLE_CHARACTERS = 160  # of a line
+PLAIN = {"parse_math": False}  # text of users and files is not mathematics
 
 
 def report_picture(report: Report, title: str) -> np.ndarray:
@@ -23,8 +28,9 @@ def report_picture(report: Report, title: str) -> np.ndarray:
         title: one line above.
     """
     figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
-    # text of users and files is not mathematics
-    figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
+    # matplotlib 3.11 parses mathematics wherever it wraps lines itself
+    lines = textwrap.wrap(shown(title), TITLE_CHARACTERS)
+    figure.suptitle("\n".join(lines), fontsize=11, **PLAIN)
     left, middle, right = figure.subplots(1, 3)
     _draw_schedules(left, report)
     if report.compared:
@@ -76,7 +82,7 @@ def _draw_steps_saved(axes, report: Report) -> None:
         if equal:
             axes.plot([equal], [learned], color=colour, marker="x", ms=8)
             text = f" more than {equal}" if more else f" {equal} steps"
-            axes.text(equal, learned, text, color=colour, fontsize=9, va="bottom")
+            axes.text(equal, learned, text, color=colour, fontsize=9, va="bottom", **PLAIN)
     axes.axhline(learned, color=LEARNED, ls="--", lw=1)
     axes.plot([steps], [learned], color=LEARNED, marker="o", ms=7, label=f"learned, {steps} steps")
     axes.set_title("steps for the same error", fontsize=10)
@@ -101,14 +107,17 @@ def _draw_errors(axes, report: Report) -> None:
     axes.barh(range(len(bars)), [bar[0] for bar in bars], color=[bar[2] for bar in bars])
     for i, (value, _, _) in enumerate(bars):
         axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), [bar[1] for bar in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [shown(bar[1], 60) for bar in bars], fontsize=8, **PLAIN)
     axes.set_title("error on test noises (RMSE to the teacher)", fontsize=10)
     axes.margins(x=0.15)
 
 
 def _legend(axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        legend = axes.legend(handles, [shown(t, 60) for t in labels], fontsize=8, frameon=False)
+        for text in legend.get_texts():
+            text.set(**PLAIN)
 
 
 def _noise_axis(axes, sigmas: list[float]) -> None:

@@ -1,44 +1,20 @@
-"""A learned schedule: what it is, how it is saved, and what is checked before it is used.
-
-One safetensors file per schedule. Tensors (float64, `callback_calls` int64): the sigmas and the
-solver table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it
-is evaluated.
-"""
+"""A learned schedule: noise levels, the sampler's table there, and where they come from."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
-import tempfile
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from .parameters import check_sigmas
 from .table import SolverTable
+from .tracing import CALLS_PER_STEP
 
 FORMAT_VERSION = 2  # 2: extras, such as decoupled times
-EXTENSION = ".safetensors"
 INPAINT = "inpaint_options"  # of sampler_options
-TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
-JSON_TYPES: dict[str, Any] = {
-    "str": str, "int": int, "float": (int, float), "list[int]": list, "list[str]": list,
-    "list[float]": list,
-    "dict[str, Any]": dict,
-}  # fmt: skip
-MOST_FILE_ELEMENTS = 4_000_000  # far above any real table; keeps a foreign file from filling memory
-TRY_AGAIN = "train or download it again"
-
-
-class ScheduleFileError(ValueError):
-    """The file is not a schedule this version can use; the text says why and what to do."""
+MOST_STEPS, MOST_CALLS = 100, 300  # tracing a sampler's table takes time by the square
 
 
 @dataclass(frozen=True)
@@ -108,6 +84,12 @@ class Schedule:
     def __post_init__(self) -> None:
         check_sigmas(self.sigmas)
         found = len(self.sigmas) - 1, self.table.model_calls
+        most = min(MOST_CALLS, CALLS_PER_STEP * len(self.sigmas))
+        if found[0] > MOST_STEPS or found[1] > most:
+            raise ValueError(
+                f"a schedule has {MOST_STEPS} steps at most, and with {found[0]} steps {most} "
+                f"model calls at most; got {found[1]} calls"
+            )
         if found != (self.info.steps, self.info.model_calls):
             raise ValueError(
                 f"a schedule of {self.info.steps} steps and {self.info.model_calls} model calls "
@@ -126,147 +108,6 @@ class Schedule:
     def plain_sigmas(self) -> Tensor:
         """The noise levels for the plain sampler, without extras: (N+1,) float32."""
         return torch.tensor(self.info.steps_sigmas or self.sigmas.tolist(), dtype=torch.float32)
-
-
-def check_name(name: str) -> str:
-    """A file name without extension that stays inside its folder, or ValueError."""
-    name = name.strip().removesuffix(EXTENSION).strip()
-    if (
-        not name
-        or name.startswith(".")
-        or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
-        or len(name) > 120
-        or len(name.encode("utf-8", "replace")) > 230  # file systems count bytes, up to 255
-    ):
-        raise ValueError(
-            f"{name!r} cannot be a schedule's name: use up to 120 letters, digits, spaces, '-', "
-            "'_' and '.', no folders, not starting with '.'"
-        )
-    return name
-
-
-def save(schedule: Schedule, folder: Path, name: str) -> Path:
-    """Write a schedule; a name in use gets a number (name_2, name_3, ..), nothing is overwritten.
-
-    The file appears complete or not at all: written under another name, synced, then renamed.
-
-    Returns:
-        The path written.
-    """
-    name = check_name(name)
-    table = schedule.table
-    tensors = {
-        "sigmas": schedule.sigmas.double(),
-        "state_sigmas": table.state_sigmas,
-        "eval_sigmas": table.eval_sigmas.clone(),
-        "weights": table.weights.contiguous(),
-        "callback_calls": table.callback_calls,
-    }
-    info = json.dumps(asdict(schedule.info), allow_nan=False)
-    data = safetensors.torch.save(tensors, metadata={"ld3": info})
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".ld3-", suffix=".tmp")
-    path = None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        path = _reserved(folder, name)
-        shutil.copymode(path, temporary)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        for partial in (Path(temporary), path):
-            if partial is not None:
-                partial.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def load(path: Path) -> Schedule:
-    """Read and check a schedule; ScheduleFileError says what is wrong and what to do."""
-    where = f"schedule file {path.name!r}"
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("ld3")
-            if text is None:
-                raise ScheduleFileError(
-                    f"{where} is a safetensors file but contains no LD3 schedule; choose another"
-                )
-            info = _parse_info(text, where)
-            missing = [k for k in TENSORS if k not in file.keys()]
-            if missing:
-                raise ScheduleFileError(f"{where} lacks {', '.join(missing)}; {TRY_AGAIN}")
-            if sum(math.prod(file.get_slice(k).get_shape()) for k in TENSORS) > MOST_FILE_ELEMENTS:
-                raise ScheduleFileError(f"{where} is too large for a schedule; {TRY_AGAIN}")
-            tensors = {k: file.get_tensor(k) for k in TENSORS}
-    except FileNotFoundError as error:
-        raise ScheduleFileError(f"{where} does not exist; choose another one") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ScheduleFileError(f"{where} cannot be read ({error}); {TRY_AGAIN}") from error
-    try:
-        for k in TENSORS:
-            dtype = torch.int64 if k == "callback_calls" else torch.float64
-            if tensors[k].dtype != dtype:
-                raise ValueError(f"{k} is {tensors[k].dtype}, not {dtype}")
-        table = SolverTable(*(tensors[k] for k in TENSORS[1:]))
-        return Schedule(tensors["sigmas"].float(), table, info, path.name.removesuffix(EXTENSION))
-    except (ValueError, RuntimeError, IndexError, TypeError) as error:
-        raise ScheduleFileError(f"{where} is inconsistent ({error}); {TRY_AGAIN}") from error
-
-
-def read_info(path: Path) -> ScheduleInfo | None:
-    """The provenance in a file, or None if it is not a usable schedule; reads no tensor."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("ld3")
-        return None if text is None else _parse_info(text, path.name)
-    except (ScheduleFileError, safetensors.SafetensorError, OSError):
-        return None
-
-
-def _parse_info(text: str, where: str) -> ScheduleInfo:
-    try:
-        raw = json.loads(text)
-        version = raw["format_version"]
-        if not isinstance(version, int):
-            raise TypeError("format_version is not a number")
-        if version > FORMAT_VERSION:
-            raise ScheduleFileError(
-                f"{where} was written by a newer version of LD3 (format {version}, this one reads "
-                f"up to {FORMAT_VERSION}); update the pack"
-            )
-        info = ScheduleInfo(**{f.name: raw[f.name] for f in fields(ScheduleInfo) if f.name in raw})
-        for f in fields(ScheduleInfo):
-            value = getattr(info, f.name)
-            if isinstance(value, bool) or not isinstance(value, JSON_TYPES[str(f.type)]):
-                raise TypeError(f"{f.name} has the wrong type")
-        if any(not isinstance(extra, str) for extra in info.extras):
-            raise TypeError("extras has the wrong type")
-        numbers = [s for s in info.steps_sigmas if isinstance(s, (int, float))]
-        if len(numbers) != len(info.steps_sigmas) or len(numbers) > MOST_FILE_ELEMENTS:
-            raise TypeError("steps_sigmas has the wrong type")
-        if not (
-            math.isfinite(info.cfg) and 0 < info.denoise <= 1 and 0 < info.sigma_max < math.inf
-        ):
-            raise ValueError("a value is out of range")
-        return info
-    except ScheduleFileError:
-        raise
-    except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
-        raise ScheduleFileError(f"{where} has damaged metadata ({error}); {TRY_AGAIN}") from error
-
-
-def _reserved(folder: Path, name: str) -> Path:
-    """The first free path of name, name_2, ..; created empty, to reserve it."""
-    number = 1
-    while True:
-        path = folder / f"{name}{'' if number == 1 else f'_{number}'}{EXTENSION}"
-        try:
-            path.open("xb").close()
-            return path
-        except FileExistsError:
-            number += 1
 
 
 def resampled(sigmas: Tensor, steps: int) -> Tensor:

@@ -45,7 +45,7 @@ class UnsupportedSampler(ValueError):
         self.reason = reason
 
 
-class _SamplerFailed(UnsupportedSampler):
+class SamplerFailed(UnsupportedSampler):
     """The sampler's own code raised an error."""
 
 
@@ -120,7 +120,7 @@ class TracedSampler:
         if found is None:
             try:
                 found = self._read(sigmas)
-            except _SamplerFailed:
+            except SamplerFailed:
                 if self._dtype == torch.float32:
                     raise
                 self._dtype = torch.float32  # as in ComfyUI; some cannot compute in float64
@@ -183,7 +183,7 @@ class TracedSampler:
             except UnsupportedSampler:
                 raise
             except Exception as error:  # code of other packs
-                raise _SamplerFailed(
+                raise SamplerFailed(
                     "it failed while its coefficients were read from it, with "
                     f"{type(error).__name__}: {error}"
                 ) from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from comfy_api.v0_0_2 import io
 
-from ..ld3 import schedule as schedule_file
+from ..ld3 import schedule_file
 from ..ld3.comfy import folders
-from ..ld3.comfy.sampling import schedule_sampler
+from ..ld3.comfy.sampling import check_deterministic, schedule_sampler
+from ..ld3.shown_text import shown
 from .types import CATEGORY, LD3Schedule, errors_of, show
 
 
@@ -51,21 +50,24 @@ class LD3LoadSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        # a connected name is known only when the node runs
         try:
-            schedule_file.load(folders.schedule_path(name))
+            if name is not None:
+                schedule_file.load(folders.schedule_path(name))
         except ValueError as error:
-            return f"LD3 Load Schedule: name: {error}"
+            return f"LD3 Load Schedule: name: {shown(str(error))}"
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        return hashlib.sha256(folders.schedule_path(name).read_bytes()).hexdigest()
+    def fingerprint_inputs(cls, name: str | None = None) -> str:
+        return "" if name is None else schedule_file.content_hash(folders.schedule_path(name))
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         with errors_of("LD3 Load Schedule"):
             schedule = schedule_file.load(folders.schedule_path(name))
+            check_deterministic(schedule)
             sampler = schedule_sampler(schedule)
         info = schedule.info
         with_extras = "".join(f" with {extra}" for extra in info.extras)

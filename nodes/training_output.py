@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..ld3.comfy.sampling import schedule_sampler
 from ..ld3.comfy.training_job import TrainingResult
 from ..ld3.plots import report_picture
+from ..ld3.shown_text import shown
 from .messages import picture_title, training_summary, training_warnings
-from .types import LD3Schedule, announce
+from .types import MOST_MESSAGE, LD3Schedule, announce
+
+logger = logging.getLogger(__name__)
 
 OUTPUTS = [
     io.Sigmas.Output(
@@ -45,11 +50,21 @@ def training_output(
     Args:
         sampler: a SAMPLER that was connected; it is returned where nothing but steps was learned.
     """
-    schedule, summary = result.schedule, training_summary(result)
-    announce(node, name, summary, training_warnings(schedule.info))
-    pixels = report_picture(result.report, picture_title(result))
-    picture = torch.from_numpy(pixels).float()[None] / 255
-    shown = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(summary).as_dict()
+    schedule, summary = result.schedule, shown(training_summary(result), MOST_MESSAGE)
+    picture, problems = _picture(result)
+    announce(node, name, summary, [*training_warnings(schedule.info), *problems])
+    preview = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(summary).as_dict()
     if sampler is None or schedule.info.extras:
         sampler = schedule_sampler(schedule)
-    return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, picture, ui=shown)
+    return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, picture, ui=preview)
+
+
+def _picture(result: TrainingResult) -> tuple[torch.Tensor, list[str]]:
+    """The report as an IMAGE, and what is wrong with it: no picture is worth a schedule."""
+    try:
+        pixels, problems = report_picture(result.report, picture_title(result)), []
+    except Exception as error:
+        logger.exception("LD3: the report could not be drawn")
+        problems = [f"the report's picture could not be drawn ({error}); the schedule is complete"]
+        pixels = np.full((64, 256, 3), 255, np.uint8)
+    return torch.from_numpy(pixels).float()[None] / 255, problems

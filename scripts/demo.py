@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ld3 import schedule as schedule_file  # noqa: E402
+from ld3 import schedule_file  # noqa: E402
+from ld3.schedule import Schedule  # noqa: E402
 from ld3.training.report import Report  # noqa: E402
 from scripts import comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer, ComfyServerError, raise_for_status  # noqa: E402
@@ -134,7 +135,7 @@ def train(server: ComfyServer, prompt: dict[str, Any]) -> dict[str, Any]:
     return entry["outputs"]
 
 
-def summary(schedule: schedule_file.Schedule, seconds: float) -> dict[str, Any]:
+def summary(schedule: Schedule, seconds: float) -> dict[str, Any]:
     """The contents of report.json; errors are on the test noises."""
     info, report = schedule.info, Report.from_json(schedule.info.report)
     best, learned = report.best_baseline(), report.test_error
@@ -184,7 +185,7 @@ class Way:
     scheduler: str = ""
 
 
-def ways(prompt: dict[str, Any], schedule: schedule_file.Schedule) -> dict[str, Way]:
+def ways(prompt: dict[str, Any], schedule: Schedule) -> dict[str, Way]:
     """The columns of the picture by name; the standard one is the best of its number of calls."""
     report = Report.from_json(schedule.info.report)
     own, standard = (prompt[SAMPLERS[way]]["inputs"] for way in ("own", "standard"))

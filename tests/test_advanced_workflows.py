@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ld3 import schedule as schedule_file
+from ld3 import schedule_file
 from scripts.comfyui_server import ComfyRunError, ComfyServer
 
 from .test_server import twin

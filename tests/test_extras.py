@@ -25,7 +25,8 @@ from ld3.comfy import core_samplers
 from ld3.comfy.executor import TableSampler
 from ld3.comfy.guiders import cfg_guider
 from ld3.comfy.sampling import schedule_sampler
-from ld3.schedule import Schedule, ScheduleInfo, load, save
+from ld3.schedule import Schedule, ScheduleInfo
+from ld3.schedule_file import load, save
 
 SIZE = 8
 GOOD, FLOW = {"spread": 0.95, "heldout_error": 0.0}, {"prediction_type": "flow"}

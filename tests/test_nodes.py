@@ -15,7 +15,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
-from ld3 import schedule as schedule_file
+from ld3 import schedule_file
 from ld3.comfy.distilling_job import Source, distill_solver
 from ld3.comfy.job import GraphInputs
 from ld3.comfy.requests import DistillRequest, TrainingRequest

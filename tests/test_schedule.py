@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -21,15 +23,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from ld3.schedule import (
-    FORMAT_VERSION,
-    Schedule,
+from ld3.schedule import FORMAT_VERSION, Schedule, ScheduleInfo, resampled
+from ld3.schedule_file import (
+    MOST_BYTES,
     ScheduleFileError,
-    ScheduleInfo,
     check_name,
     load,
     read_info,
-    resampled,
     save,
 )
 from ld3.tracing import TracedSampler
@@ -45,7 +45,8 @@ def schedule() -> Schedule:
         prediction_type="eps", sigma_max=14.6146, model_fingerprint="0123456789abcdef",
         teacher={"sampler": "heun", "scheduler": "karras", "steps": 20}, method="gauss-newton",
         settings={"seed": 3, "noises": [32, 16, 64]}, settings_hash="ab" * 16,
-        report={"sigmas": [1.0, 0.1], "heldout_error": 0.0123}, sampler_options={"s_churn": 0.0},
+        report={"sigmas": [1.0, 0.1], "heldout_error": 0.0123},
+        sampler_options={"inpaint_options": {"random": True}},
         model_file="caf\u00e9 \u6a21\u578b.safetensors", created="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
     return Schedule(sigmas, TracedSampler(k_diffusion.sample_heun).table(sigmas), info)
@@ -141,7 +142,10 @@ def test_eight_threads_saving_under_one_name_lose_nothing(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 24
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(code, os.strerror(code)) for code in (errno.ENOSPC, errno.EROFS, errno.EIO)]
+    + [KeyboardInterrupt()],
+)  # fmt: skip
 def test_a_failed_write_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -150,12 +154,138 @@ def test_a_failed_write_leaves_nothing_behind(
     def failing(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(type(error)):
-        save(SCHEDULE, tmp_path, "mine")
-    assert list(tmp_path.iterdir()) == [old]
-    monkeypatch.undo()
+    for step in ("fsync", "link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, failing)
+            with pytest.raises(type(error)):
+                save(SCHEDULE, tmp_path, "mine")
+        assert list(tmp_path.iterdir()) == [old]
     assert save(SCHEDULE, tmp_path, "mine").stem == "mine_2"
+
+
+def test_without_hard_links_names_are_numbered_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FAT and some network drives."""
+
+    def refused(*arguments: Any) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    first, second = save(SCHEDULE, tmp_path, "mine"), save(SCHEDULE, tmp_path, "mine")
+    assert [p.stem for p in (first, second)] == ["mine", "mine_2"]
+    assert load(first).info == load(second).info == SCHEDULE.info
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError):
+        save(SCHEDULE, tmp_path, "mine")
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_what_crashes_left_is_removed_by_the_next_save_and_pushes_no_name(tmp_path: Path) -> None:
+    now = time.time()
+    left = {".ld3-0123.tmp": b"half", "mine.safetensors": b"", "mine_2.safetensors": b""}
+    kept = {".ld3-now.tmp": b"being written", "now.safetensors": b"", "notes.txt": b""}
+    for name, content in {**left, **kept}.items():
+        (tmp_path / name).write_bytes(content)
+    for name in left:
+        # long ago, or long ahead where the clock went backwards
+        when = now + (1e4 if name == "mine_2.safetensors" else -1e4)
+        os.utime(tmp_path / name, (when, when))
+    assert save(SCHEDULE, tmp_path, "mine").stem == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.safetensors", *kept}
+
+
+@pytest.mark.parametrize("change", ["truncated", "changed in place"])
+def test_what_happens_to_a_file_after_loading_does_not_reach_the_schedule(
+    tmp_path: Path, change: str
+) -> None:
+    path = save(SCHEDULE, tmp_path, "mine")
+    loaded = load(path)
+    if change == "truncated":
+        os.truncate(path, 0)
+    else:
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+    for field in ("state_sigmas", "eval_sigmas", "weights", "callback_calls"):
+        assert torch.equal(getattr(loaded.table, field), getattr(SCHEDULE.table, field))
+
+    assert torch.equal(loaded.sigmas, SCHEDULE.sigmas)
+
+
+def test_pipes_folders_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    link = tmp_path / "device.safetensors"
+    link.symlink_to("/dev/zero")
+    (tmp_path / "folder.safetensors").mkdir()
+    for path in tmp_path.iterdir():
+        assert read_info(path) is None
+        with pytest.raises(ScheduleFileError, match="cannot be read"):
+            load(path)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.truncate(50 * 2**30)  # takes no space
+    started = time.perf_counter()
+    with pytest.raises(ScheduleFileError, match="bytes") as caught:
+        load(path)
+    assert read_info(path) is None
+    assert time.perf_counter() - started < 0.5 and len(str(caught.value)) < 500
+
+
+def many_steps(steps: int) -> dict[str, Any]:
+    """Sigmas of so many steps, with the table of one call."""
+    return {
+        "sigmas": torch.linspace(10, 0, steps + 1).double(),
+        "state_sigmas": levels(10.0), "eval_sigmas": levels(10.0),
+        "weights": levels(1, 0, 0, 1).view(2, 2), "callback_calls": torch.tensor([0]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [101, 1001, 2000])
+def test_schedules_of_too_many_steps_are_refused_quickly(
+    steps: int, tmp_path: Path, valid: bytes
+) -> None:
+    path = tmp_path / "long.safetensors"
+    info = {"steps": steps, "model_calls": 1}
+    path.write_bytes(rewritten(valid, many_steps(steps), info))
+    started = time.perf_counter()
+    with pytest.raises(ScheduleFileError) as caught:
+        load(path)
+    assert time.perf_counter() - started < 0.5 and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"sigmas": torch.rand(1001, dtype=torch.float64)},
+        {"callback_calls": torch.full((90_000,), 9)},
+        {"sigmas": torch.full((1001,), math.nan, dtype=torch.float64)},
+    ],
+    ids=["unordered", "calls", "undefined"],
+)
+def test_messages_about_long_contents_are_short(
+    tensors: dict[str, Tensor], tmp_path: Path, valid: bytes
+) -> None:
+    path = tmp_path / f"{'long name ' * 20}.safetensors"
+    path.write_bytes(rewritten(valid, tensors))
+    with pytest.raises(ScheduleFileError) as caught:
+        load(path)
+    assert len(str(caught.value)) < 500
+
+
+def test_nothing_is_saved_that_could_not_be_loaded(tmp_path: Path) -> None:
+    table = replace(SCHEDULE.table, weights=1e7 * SCHEDULE.table.weights)
+    for unusable in (
+        replace(SCHEDULE, table=table),
+        replace(SCHEDULE, info=replace(SCHEDULE.info, report={"notes": "x" * MOST_BYTES})),
+        replace(SCHEDULE, info=replace(SCHEDULE.info, model_file="\udcff")),
+    ):
+        with pytest.raises(ValueError):
+            save(unusable, tmp_path / "new", "mine")
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
@@ -205,6 +335,7 @@ TENSORS: dict[str, dict[str, Any]] = {
     "too few sigmas": {"sigmas": levels(9.0, 1, 0)},
     "scalar sigmas": {"sigmas": levels(1.0)[0]},
     "scalar states": {"state_sigmas": levels(1.0)[0]},
+    "huge weight": {"weights": torch.eye(8).double() * 1e300},
     "infinite weight": {"weights": torch.full((8, 8), math.inf).double()},
     "upper triangle": {"weights": torch.ones(8, 8).double()},
     "wrong weights": {"weights": torch.eye(7).double()},
@@ -237,6 +368,16 @@ INFOS: dict[str, dict[str, Any]] = {
     "teacher is text": {"teacher": "heun"},
     "model_file is a number": {"model_file": 3},
     "huge cfg": {"cfg": 10**400},
+    "negative cfg": {"cfg": -1.0},
+    "inpaint options are a number": {"sampler_options": {"inpaint_options": 5}},
+    "inpaint options hold lists": {"sampler_options": {"inpaint_options": {"random": [1]}}},
+    "half a character": {"model_name": "\ud800"},
+    "half a character in the report": {"report": {"\ud800": 1}},
+    "huge number of steps": {"steps": 10**30},
+    "step sigmas are text": {"steps_sigmas": ["9", "3", "2", "1", "0"]},
+    "many step sigmas": {"steps_sigmas": [float(n) for n in range(2000, 0, -1)]},
+    "long text": {"model_file": "x" * 1000},
+    "long extra": {"extras": ["x" * 1000]},
 }
 CORRUPT: dict[str, Callable[[bytes], bytes]] = {
     **ALWAYS,
@@ -256,7 +397,7 @@ def test_every_corrupt_file_is_refused_with_its_name_and_a_remedy(
     message = str(error.value)
     assert "'broken one.safetensors'" in message
     remedies = "(train or download it again|choose another( one)?|update the pack)$"
-    assert re.search(remedies, message) and len(message) < 600
+    assert re.search(remedies, message) and len(message) < 500
     if variant == "newer version":
         assert "update the pack" in message
 
@@ -321,12 +462,20 @@ def test_any_value_in_the_metadata_loads_or_is_refused_but_never_crashes(
 @pytest.mark.parametrize(
     "name",
     ["\u6a21" * 90, "../up", "a/b", "a\\b", "/etc/passwd", "C:x", "..", ".hidden", "", "   ",
-     "a\0b", "x" * 121, "what?", ".safetensors", "line\nbreak"],
+     "a\0b", "x" * 121, "what?", ".safetensors", "line\nbreak", "half\ud800", "CON", "nul",
+     "com1", "LPT9.old", "aux.safetensors", "ends with a dot.", "line\u2028break"],
 )  # fmt: skip
 def test_names_outside_the_folder_and_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be a schedule's name"):
         save(SCHEDULE, tmp_path / "inner", name)
     assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["console", "com10", "lpt", "null", "v1.5", "\u0645\u06cc\u200c\u062e"]
+)
+def test_names_that_only_resemble_reserved_ones_are_saved(name: str, tmp_path: Path) -> None:
+    assert save(SCHEDULE, tmp_path, name).stem == name
 
 
 @no_deadline

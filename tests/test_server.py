@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ld3 import schedule as schedule_file
+from ld3 import schedule_file
+from ld3.schedule import Schedule
 from scripts import workflow_graphs, workflows
 from scripts.comfyui_server import (
     ComfyRunError,
@@ -126,7 +127,7 @@ def demo_run(server: ComfyServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def schedule(server: ComfyServer, demo_run: dict[str, Any]) -> schedule_file.Schedule:
+def schedule(server: ComfyServer, demo_run: dict[str, Any]) -> Schedule:
     return schedule_file.load(server.base / "models" / "ld3" / "from_demo.safetensors")
 
 
@@ -148,7 +149,7 @@ def test_demo_workflow_shows_the_four_ways_side_by_side(
 
 
 def test_demo_workflow_saves_a_schedule_that_loads(
-    demo_run: dict[str, Any], schedule: schedule_file.Schedule
+    demo_run: dict[str, Any], schedule: Schedule
 ) -> None:
     assert demo_run["5"]["text"][0].startswith(
         "from_demo.safetensors: 3 steps of dpmpp_2m, learned"
@@ -243,7 +244,7 @@ def test_invalid_settings_are_refused(
 
 @pytest.mark.parametrize("kind", ["unknown", "empty", "cut", "foreign", "text", "elsewhere"])
 def test_load_schedule_refuses_files_that_are_not_schedules(
-    kind: str, server: ComfyServer, schedule: schedule_file.Schedule
+    kind: str, server: ComfyServer, schedule: Schedule
 ) -> None:
     folder = server.base / "models" / "ld3"
     name, file = f"bad_{kind}.safetensors", folder / f"bad_{kind}.safetensors"
@@ -271,7 +272,7 @@ def test_load_schedule_refuses_files_that_are_not_schedules(
 
 
 def test_a_schedule_of_another_model_samples_with_a_warning(
-    server: ComfyServer, schedule: schedule_file.Schedule
+    server: ComfyServer, schedule: Schedule
 ) -> None:
     start = len(server.log_text())
     server.run(sampling("from_demo.safetensors"))
@@ -289,7 +290,7 @@ def test_a_schedule_of_another_model_samples_with_a_warning(
 
 
 def test_a_schedule_of_another_kind_of_noise_is_refused(
-    server: ComfyServer, schedule: schedule_file.Schedule
+    server: ComfyServer, schedule: Schedule
 ) -> None:
     eps = {
         "class_type": "ModelSamplingDiscrete",

@@ -80,6 +80,22 @@ def stand_in_guider(model: Any) -> Any:
     return _Changed(comfy.samplers.CFGGuider(model), inner_model=inner)
 
 
+def guider_of(prediction_type: str) -> Any:
+    """What core's samplers read of a running guider, for models of that kind."""
+    levels = comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS
+    if prediction_type == "flow":
+        levels = comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST
+    return _guider_with(type("ModelSampling", levels, {})())
+
+
+def _guider_with(sampling: Any) -> Any:
+    # samplers read model_sampling as attribute of the model and through its patcher
+    return SimpleNamespace(
+        inner_model=SimpleNamespace(model_sampling=sampling),
+        model_patcher=SimpleNamespace(get_model_object=lambda name: sampling),
+    )
+
+
 def traced_sampler(
     sampler: Any, model_sampling: Any, model_wrap: Any = None, name: str = ""
 ) -> TracedSampler:
@@ -101,11 +117,7 @@ def traced_sampler(
             model_sampling.inverse_noise_scaling(level, torch.ones(1, dtype=torch.float64))
         )
 
-    # samplers read model_sampling as attribute of the model and through its patcher
-    wrap = model_wrap or SimpleNamespace(
-        inner_model=SimpleNamespace(model_sampling=model_sampling),
-        model_patcher=SimpleNamespace(get_model_object=lambda name: model_sampling),
-    )
+    wrap = model_wrap or _guider_with(model_sampling)
     wrap = _Changed(wrap, inner_model=_Changed(wrap.inner_model, device=torch.device("cpu")))
     return TracedSampler(function, SimpleNamespace(inner_model=wrap), end_scale, name)
 

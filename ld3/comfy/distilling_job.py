@@ -9,8 +9,10 @@ from typing import Any
 import comfy.samplers
 from torch import Tensor
 
+from ..json_types import has_type
 from ..parameters import check_sigmas
-from ..schedule import INPAINT, Schedule, ScheduleInfo, check_name
+from ..schedule import INPAINT, MOST_STEPS, Schedule, ScheduleInfo
+from ..schedule_file import INPAINT_TYPE, check_name
 from ..table import Discretization, Extra
 from ..teacher import TeacherSamples
 from ..training import dode
@@ -110,6 +112,12 @@ def _check_inputs(sigmas: Tensor, sampler: Any) -> None:
         raise ValueError(f"sigmas: {error}") from error
     if len(sigmas) < 3:
         raise ValueError("sigmas have 1 step; D-ODE needs an earlier output: use 2 steps or more")
+    if len(sigmas) > MOST_STEPS + 1:
+        raise ValueError(f"sigmas have {len(sigmas) - 1} steps; use {MOST_STEPS} or fewer")
+    if not has_type(dict(getattr(sampler, INPAINT, {})), INPAINT_TYPE):
+        raise ValueError(
+            f"sampler has {INPAINT} that a schedule file cannot contain; use KSamplerSelect's"
+        )
     if isinstance(sampler, TableSampler):
         raise ValueError(
             f"sampler is that of LD3 schedule {sampler.schedule.name!r}; connect this schedule to "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..parameters import listed
 from ..schedule import INPAINT, Schedule
 from ..table import rollout
 from . import core_samplers
@@ -49,7 +50,7 @@ def _table_function(schedule: Schedule) -> Any:
     ) -> Tensor:
         check_sigmas_are(schedule, sigmas)
         table, call, step = schedule.table, 0, 0
-        reported = table.callback_calls.tolist()
+        reported = set(table.callback_calls.tolist())
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             nonlocal call, step
@@ -81,9 +82,9 @@ def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
     carried = ", ".join(schedule.info.extras) or f"the table of {schedule.info.sampler}"
     raise ValueError(
         f"the sampler of LD3 schedule {schedule.name!r} contains {carried} and works only with its "
-        f"own {len(own) - 1} steps at noise levels {_listed(own)}; it received {len(given) - 1} "
-        f"steps at {_listed(given)}. Connect the sigmas of the same LD3 node, or use LD3 KSampler, "
-        "which also supports a lower denoise"
+        f"own {len(own) - 1} steps at noise levels {listed(own.tolist())}; it received "
+        f"{len(given) - 1} steps at {listed(given.tolist())}. Connect the sigmas of the same LD3 "
+        "node, or use LD3 KSampler, which also supports a lower denoise"
     )
 
 
@@ -93,8 +94,3 @@ def _same(own: Tensor, given: Tensor) -> bool:
     ends = own[-1] == 0 and float(given[-1]) in (0.0, float(torch.tensor(LOWERED_END)))
     last = bool(ends or torch.isclose(own[-1], given[-1], rtol=SAME_LEVEL))
     return last and torch.allclose(own[:-1], given[:-1], rtol=SAME_LEVEL, atol=0)
-
-
-def _listed(sigmas: Tensor) -> str:
-    few = [f"{level:.4g}" for level in sigmas[:8].tolist()]
-    return ", ".join(few + [".."] * (len(sigmas) > 8))

@@ -70,7 +70,9 @@ def model_file(model: Any) -> str:
     """The checkpoint's file name where ComfyUI remembers it, else ""."""
     init = getattr(model, "cached_patcher_init", None)
     path = next((a for a in init[1] if isinstance(a, str)), "") if init else ""
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    # bytes that are no text are half characters in Python, which no file can contain
+    return name.encode(errors="replace").decode()
 
 
 def settings_hash(settings: dict[str, Any], *contents: Any) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import folder_paths
 
-from ..schedule import EXTENSION, Schedule, ScheduleFileError, load, read_info, save
+from ..schedule import Schedule
+from ..schedule_file import EXTENSION, ScheduleFileError, load, read_info, save
+from ..shown_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +57,17 @@ def schedule_names() -> list[str]:
 
 def schedule_path(name: str) -> Path:
     """The file of a schedule, or ValueError listing those there are."""
-    path = folder_paths.get_full_path(KEY, name)
+    try:
+        path = folder_paths.get_full_path(KEY, name)
+    except (TypeError, ValueError, AttributeError):  # a connected value of any type; zero bytes
+        path = None
     if path is None:
         known = schedule_names()
         listed = ", ".join(known[:10]) if known else "none yet: train one with LD3 Train Schedule"
-        raise ValueError(f"there is no schedule {name!r} in {save_folder()}; there are: {listed}")
+        raise ValueError(
+            f"there is no schedule {shown(str(name), 100)!r} in {save_folder()}; there are: "
+            f"{shown(listed, 250)}"
+        )
     return Path(path)
 
 

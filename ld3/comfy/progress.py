@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import comfy.model_management
@@ -11,6 +12,7 @@ from PIL import Image
 from ..plots import report_picture
 from ..training.report import Progress
 
+logger = logging.getLogger(__name__)
 PICTURE_SECONDS = 2.0  # a picture costs about a quarter of a second
 PICTURE_SIZE = 1024
 
@@ -27,10 +29,19 @@ class LiveProgress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         picture = None
         if progress.report.baselines and time.monotonic() - self._drawn > PICTURE_SECONDS:
-            pixels = report_picture(progress.report, progress.stage)
-            picture = ("JPEG", Image.fromarray(pixels), PICTURE_SIZE)
+            picture = _picture(progress)
             self._drawn = time.monotonic()
         self._bar.update_absolute(progress.calls, progress.planned_calls, picture)
+
+
+def _picture(progress: Progress) -> tuple[str, Image.Image, int] | None:
+    """The live picture as ComfyUI sends it; None if it cannot be drawn, no more."""
+    try:
+        pixels = report_picture(progress.report, progress.stage)
+    except Exception as error:
+        logger.warning("LD3: the live picture could not be drawn: %s", error)
+        return None
+    return ("JPEG", Image.fromarray(pixels), PICTURE_SIZE)
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -12,6 +12,8 @@ import latent_preview
 from torch import Tensor
 
 from ..schedule import Schedule, resampled
+from ..table import SolverTable
+from ..tracing import SamplerFailed, UnsupportedSampler
 from . import core_samplers, fingerprint
 from .executor import TableSampler
 from .job import GraphInputs
@@ -30,6 +32,30 @@ def schedule_sampler(schedule: Schedule) -> comfy.samplers.KSAMPLER:
     if schedule.info.extras or not core_samplers.is_installed(schedule.info.sampler):
         return TableSampler(schedule)
     return core_samplers.sampler_object(schedule.info.sampler)
+
+
+def check_deterministic(schedule: Schedule) -> None:
+    """Raise ValueError if the installed sampler of that name can have no schedule at all."""
+    guider = core_samplers.guider_of(schedule.info.prediction_type)
+    try:
+        _trace(schedule, guider)
+    except UnsupportedSampler as error:
+        name, sigmas = schedule.info.sampler, schedule.plain_sigmas
+        reason = core_samplers.refusal(name, error, guider, sigmas)
+        raise ValueError(f"schedule {schedule.name!r} cannot be used: {reason}") from error
+
+
+def _trace(schedule: Schedule, guider: Any) -> SolverTable | None:
+    """The table of the installed sampler of that name; None if it cannot be read."""
+    name, sampling = schedule.info.sampler, guider.inner_model.model_sampling
+    if not core_samplers.is_installed(name):
+        return None
+    try:
+        core = core_samplers.sampler_object(name)
+        return core_samplers.traced_sampler(core, sampling, guider).table(schedule.plain_sigmas)
+    except SamplerFailed as error:  # one of another pack may need more than a stand-in model
+        logger.info("LD3: the sampler %s could not be read: %s", name, error)
+        return None
 
 
 class PreparedSampling(NamedTuple):
@@ -101,15 +127,10 @@ def _check_levels(schedule: Schedule, sampling: Any) -> None:
 
 def _check_sampler(schedule: Schedule, model: Any) -> None:
     """Raise ValueError if the installed sampler of that name is another one."""
-    name = schedule.info.sampler
-    if schedule.info.extras or not core_samplers.is_installed(name):
+    if schedule.info.extras:
         return
-    try:
-        core, guider = core_samplers.sampler_object(name), core_samplers.stand_in_guider(model)
-        sampling = guider.inner_model.model_sampling
-        table = core_samplers.traced_sampler(core, sampling, guider).table(schedule.sigmas)
-    except Exception as error:  # a third-party sampler may need more than a stand-in model
-        logger.info("LD3: the sampler %s could not be read again: %s", name, error)
+    name, table = schedule.info.sampler, _trace(schedule, core_samplers.stand_in_guider(model))
+    if table is None:
         return
     difference = table.distance(schedule.table)
     if difference > TABLE_TOLERANCE:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics import IMAGE_DISTANCES
-from ..schedule import Schedule, ScheduleInfo, check_name
+from ..schedule import Schedule, ScheduleInfo
+from ..schedule_file import check_name
 from ..training.report import Report
 from . import fingerprint, folders
 from .connected_setup import ConnectedInputs, setup_of_connected

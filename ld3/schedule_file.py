@@ -1,0 +1,206 @@
+"""How a schedule is saved and shared, and what is checked before it is used.
+
+One safetensors file per schedule. Tensors (float64, `callback_calls` int64): the sigmas and the
+solver table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it
+is evaluated. It is read at once and copied, so that nothing that happens to it later can change a
+schedule or end the process, as with files mapped into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .files import read_bounded, write_new
+from .json_types import built, has_type
+from .schedule import FORMAT_VERSION, INPAINT, MOST_STEPS, Schedule, ScheduleInfo
+from .shown_text import shown
+from .table import SolverTable
+
+EXTENSION = ".safetensors"
+TENSORS = ("sigmas", "state_sigmas", "eval_sigmas", "weights", "callback_calls")
+MOST_BYTES = 1_000_000  # of a file; a real one has about 30,000
+MOST_WEIGHT = 1e6  # a sampler's are of the order of 1; float32 overflows at 3e38
+MOST_TEXT, MOST_EXTRAS = 300, 20  # characters of a text in a file; texts of a list
+INPAINT_TYPE = dict[str, str | float | bool | None]
+NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of characters, line separators
+RESERVED_NAMES = {"con", "prn", "aux", "nul"}  # on Windows, as are com1, lpt1, ..
+TRY_AGAIN = "train or download it again"
+
+
+class ScheduleFileError(ValueError):
+    """The file is not a schedule this version can use; the text says why and what to do."""
+
+
+def check_name(name: str) -> str:
+    """A file name without extension that every file system accepts inside a folder, or ValueError.
+
+    Windows keeps some names for devices, and drops spaces and dots at the end.
+    """
+    name = name.strip().removesuffix(EXTENSION).strip()
+    device = name.split(".")[0].rstrip().lower()
+    numbered = device[:3] in ("com", "lpt") and device[3:].isdigit() and len(device) == 4
+    if (
+        not name
+        or name.startswith(".")
+        or name.endswith(".")
+        or device in RESERVED_NAMES
+        or numbered
+        or any(c in '/\\:*?"<>|' or unicodedata.category(c) in NOT_IN_NAMES for c in name)
+        or len(name) > 120
+        or len(name.encode()) > 230  # file systems count bytes, up to 255
+    ):
+        raise ValueError(
+            f"{shown(name, 130)!r} cannot be a schedule's name: use up to 120 letters, digits, "
+            "spaces, '-', '_' and '.', no folders, neither starting nor ending with '.', and none "
+            "of Windows' names for devices (CON, NUL, ..)"
+        )
+    return name
+
+
+def save(schedule: Schedule, folder: Path, name: str) -> Path:
+    """Write a schedule; a name in use gets a number (name_2, name_3, ..), nothing is overwritten.
+
+    The file appears complete or not at all, and `load` can read it.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: a name or a schedule that cannot be saved. OSError: the folder's.
+    """
+    name = check_name(name)
+    data = encoded(schedule)
+    decoded(data, name)
+    return write_new(folder, name, EXTENSION, data)
+
+
+def encoded(schedule: Schedule) -> bytes:
+    """The contents of a schedule's file."""
+    table = schedule.table
+    tensors = {
+        "sigmas": schedule.sigmas.double(),
+        "state_sigmas": table.state_sigmas,
+        "eval_sigmas": table.eval_sigmas.clone(),
+        "weights": table.weights.contiguous(),
+        "callback_calls": table.callback_calls,
+    }
+    info = json.dumps(asdict(schedule.info), allow_nan=False)
+    return safetensors.torch.save(tensors, metadata={"ld3": info})
+
+
+def load(path: Path) -> Schedule:
+    """Read and check a schedule; ScheduleFileError says what is wrong and what to do."""
+    return decoded(_contents(path), path.name.removesuffix(EXTENSION))
+
+
+def decoded(data: bytes, name: str) -> Schedule:
+    """The schedule of a file's contents; ScheduleFileError as `load`."""
+    where = _where(name + EXTENSION)
+    if len(data) > MOST_BYTES:
+        raise ScheduleFileError(f"{where} is too large for a schedule; {TRY_AGAIN}")
+    info = _info(data, where)
+    try:
+        tensors = safetensors.torch.load(data)
+        missing = [k for k in TENSORS if k not in tensors]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        for k in TENSORS:
+            dtype = torch.int64 if k == "callback_calls" else torch.float64
+            if tensors[k].dtype != dtype:
+                raise ValueError(f"{k} is {tensors[k].dtype}, not {dtype}")
+        # copies: these tensors lie in the file's bytes
+        table = SolverTable(*(tensors[k].clone() for k in TENSORS[1:]))
+        if float(table.weights.abs().max()) > MOST_WEIGHT:
+            raise ValueError(f"a weight is above {MOST_WEIGHT:g}")
+        return Schedule(tensors["sigmas"].float(), table, info, name)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise _unreadable(where, error) from error
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        reason = shown(str(error), 200)
+        raise ScheduleFileError(f"{where} is inconsistent ({reason}); {TRY_AGAIN}") from error
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file's contents; ScheduleFileError if it cannot be read."""
+    return hashlib.sha256(_contents(path)).hexdigest()
+
+
+def read_info(path: Path) -> ScheduleInfo | None:
+    """The provenance in a file, or None if it is not a usable schedule; makes no tensor."""
+    try:
+        return _info(_contents(path), _where(path.name))
+    except ScheduleFileError:
+        return None
+
+
+def _where(file_name: str) -> str:
+    return f"schedule file {shown(file_name, 130)!r}"
+
+
+def _unreadable(where: str, error: Exception) -> ScheduleFileError:
+    return ScheduleFileError(f"{where} cannot be read ({shown(str(error), 150)}); {TRY_AGAIN}")
+
+
+def _contents(path: Path) -> bytes:
+    where = _where(path.name)
+    try:
+        return read_bounded(path, MOST_BYTES)
+    except FileNotFoundError as error:
+        raise ScheduleFileError(f"{where} does not exist; choose another one") from error
+    except OSError as error:
+        raise _unreadable(where, OSError(error.strerror)) from error
+
+
+def _info(data: bytes, where: str) -> ScheduleInfo:
+    """The provenance in a file's contents."""
+    try:
+        safetensors.deserialize(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise _unreadable(where, error) from error
+    text = (header.get("__metadata__") or {}).get("ld3")
+    if text is None:
+        raise ScheduleFileError(
+            f"{where} is a safetensors file but contains no LD3 schedule; choose another"
+        )
+    try:
+        raw = json.loads(text)
+        json.dumps(raw, ensure_ascii=False).encode()  # no halves of characters
+        version = raw["format_version"]
+        if not has_type(version, int):
+            raise TypeError("format_version is not a number")
+        if version > FORMAT_VERSION:
+            raise ScheduleFileError(
+                f"{where} was written by a newer version of LD3 (format {version}, this one reads "
+                f"up to {FORMAT_VERSION}); update the pack"
+            )
+        info = built(ScheduleInfo, raw)
+        _check_info(info)
+        return info
+    except ScheduleFileError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
+        reason = shown(str(error), 200)
+        raise ScheduleFileError(f"{where} has damaged metadata ({reason}); {TRY_AGAIN}") from error
+
+
+def _check_info(info: ScheduleInfo) -> None:
+    """Raise ValueError for values that would fail later, when a schedule is shown or sampled."""
+    texts = [value for value in vars(info).values() if isinstance(value, str)]
+    if any(len(text) > MOST_TEXT for text in [*texts, *info.extras]):
+        raise ValueError("a text is too long")
+    if len(info.extras) > MOST_EXTRAS or len(info.steps_sigmas) > MOST_STEPS + 1:
+        raise ValueError("a list is too long")
+    if not (0 < info.denoise <= 1 and 0 < info.sigma_max and 0 <= info.cfg):
+        raise ValueError("a value is out of range")
+    options = info.sampler_options.get(INPAINT, {})
+    if not has_type(options, INPAINT_TYPE):
+        raise ValueError(f"{INPAINT} has the wrong type")

@@ -1,0 +1,135 @@
+"""What was learned survives everything around it, and what others wrote does no harm."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ld3 import schedule_file
+from ld3.schedule import Schedule
+from ld3.shown_text import shown
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = {
+    "sampler_name": "euler", "steps": 3, "cfg": 1.0, "name": "tiny", "seed": 0,
+    "teacher_sampler": "euler", "teacher_scheduler": "karras", "teacher_steps": 4,
+    "retrain": False, "denoise": 1.0, "distance": "pseudo-huber", "iterations": 1,
+    "training_noises": 4, "heldout_noises": 4, "batch_size": 16, "learn": "time steps",
+    "quality": "fast",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def train(pack_nodes: dict[str, type], demo_inputs: dict[str, Any], ld3_folder: Path) -> Any:
+    """LD3 Train Schedule with small settings; keywords replace some."""
+
+    def run(**changes: Any) -> Any:
+        return pack_nodes["LD3TrainSchedule"].execute(**(demo_inputs | TINY | changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def learned(train: Any) -> Schedule:
+    return train()[2]
+
+
+@pytest.fixture
+def shared(learned: Schedule, ld3_folder: Path) -> Any:
+    """`shared(**changes)`: the file name of a schedule with other provenance, as from others."""
+
+    def write(**changes: Any) -> str:
+        info = replace(learned.info, **changes)
+        return schedule_file.save(replace(learned, info=info), ld3_folder, "shared").name
+
+    return write
+
+
+@pytest.fixture
+def said(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What nodes show in the browser."""
+    found: list[str] = []
+    types = sys.modules[f"{pack.__name__}.nodes.types"]
+    monkeypatch.setattr(types, "show_text", lambda node_id, text: found.append(text))
+    return found
+
+
+def shown_by(node: type) -> type:
+    """A node as in a running server, where it can show text."""
+    return type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="1")})
+
+
+@pytest.mark.parametrize("name", ["$x_{$ and", "^_$$", "a$b$c", "\u6a21\u578b"])
+def test_any_name_that_can_be_saved_can_be_drawn(name: str, train: Any, caplog: Any) -> None:
+    _, _, schedule, picture = train(name=name, retrain=True)
+    assert schedule.name == name and picture.shape[1] > 100
+    assert "could not be drawn" not in caplog.text
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_schedule(
+    pack: ModuleType, train: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def failing(*arguments: Any) -> None:
+        raise RuntimeError("no font")
+
+    for module in ("nodes.training_output", "ld3.comfy.progress"):
+        monkeypatch.setattr(sys.modules[f"{pack.__name__}.{module}"], "report_picture", failing)
+    sigmas, _, schedule, picture = train(name="undrawn", seed=3)
+    assert torch.equal(sigmas, schedule.plain_sigmas) and picture.ndim == 4
+    assert "picture could not be drawn (no font)" in caplog.text
+
+
+def test_a_schedule_that_names_a_stochastic_sampler_is_refused_when_it_is_loaded(
+    pack_nodes: dict[str, type], shared: Any
+) -> None:
+    for sampler in ("euler_ancestral", "lcm"):
+        for extras in ([], ["solver corrections"]):
+            name = shared(sampler=sampler, extras=extras)
+            with pytest.raises(ValueError, match=f"LD3 Load Schedule: .*{sampler}.*stochastic"):
+                pack_nodes["LD3LoadSchedule"].execute(name=name)
+
+
+def test_a_connected_name_is_checked_when_the_node_runs(
+    pack_nodes: dict[str, type], learned: Schedule
+) -> None:
+    """ComfyUI validates inputs without those that are connected."""
+    load = pack_nodes["LD3LoadSchedule"]
+    assert load.validate_inputs() is True and load.fingerprint_inputs() == ""
+    for name in (5, "half\ud800", "a\0b", ["list"]):
+        assert isinstance(load.validate_inputs(name=name), str)
+        with pytest.raises(ValueError, match="LD3 Load Schedule: there is no schedule"):
+            load.execute(name=name)
+
+
+MARKUP = "<img src=x onerror=alert(1)>\x1b[31m\u202e&lt;"
+
+
+def test_text_from_files_reaches_browser_and_log_without_markup(
+    pack_nodes: dict[str, type], shared: Any, said: list[str], caplog: Any, demo_inputs: Any
+) -> None:
+    load, sample = (shown_by(pack_nodes[key]) for key in ("LD3LoadSchedule", "LD3KSampler"))
+    name = shared(model_file=MARKUP, model_name=MARKUP, model_fingerprint="another")
+    loaded = load.execute(name=name)[2]
+    sample.execute(**demo_inputs, schedule=loaded, seed=0, cfg=1.0, denoise=1.0)
+    with pytest.raises(ValueError) as refused:
+        sample.execute(
+            **demo_inputs, schedule=replace(loaded, name=MARKUP), seed=0, cfg=1.0, denoise=2.0
+        )
+    texts = [*said, caplog.text, str(refused.value)]
+    assert len(said) == 2 and all("img src=x" in text for text in texts)
+    for text in texts:
+        assert not set("<>&\x1b\u202e") & set(text), text
+
+
+def test_shown_text_is_short_and_keeps_its_ends() -> None:
+    assert shown("plain text, 4.5 at cfg 7") == "plain text, 4.5 at cfg 7"
+    text = shown("start" + "x" * 10_000 + "end", 100)
+    assert len(text) <= 100 and text.startswith("start") and text.endswith("end")
+    assert shown("a\nb") == "a\nb"
