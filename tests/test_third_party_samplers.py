@@ -16,7 +16,8 @@ from torch import Tensor
 from demo.demo_model import encode_prompt, load_demo_model
 from ld3 import tracing
 from ld3.comfy import core_samplers
-from ld3.comfy.guided_run import GuidedRun, cfg_guider, run
+from ld3.comfy.guided_run import GuidedRun, run
+from ld3.comfy.guiders import cfg_guider
 from ld3.comfy.job import GraphInputs
 from ld3.comfy.requests import TrainingRequest
 from ld3.comfy.sampling import prepared_sampling
