@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from .table import Discretization, rollout
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoise(x, sigma) -> x0`: x (batch, *latent), sigma (batch,), guidance applied."""
+
+GuidedDenoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The same with the guidance: x0 and G = x0 - that of the unconditional model (`ld3.table`)."""
 
 REPEAT_TOLERANCE = 1e-2  # relative; half precision on a GPU repeats itself far better than this
 
@@ -41,6 +45,7 @@ class Model:
         batch_size: samples per network call.
         time_neighbours: sigma -> a noise level below and one above, between which the derivative in
             time is taken as a secant; None where the network's own derivative is right.
+        denoise_guided: for CFG++ samplers; None where there is no guidance.
         calls: network evaluations so far, counted per sample (guidance is not counted twice).
     """
 
@@ -53,11 +58,17 @@ class Model:
     device: torch.device | str = "cpu"
     batch_size: int = 4
     time_neighbours: Callable[[float], tuple[float, float]] | None = None
+    denoise_guided: GuidedDenoiser | None = None
     calls: int = field(default=0, init=False)
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
+        """x0 (batch, *latent), or with `guidance` the pair of x0 and G, see `GuidedDenoiser`."""
         self.calls += x.shape[0]
-        return self.denoise(x, sigma)
+        if not guidance:
+            return self.denoise(x, sigma)
+        if self.denoise_guided is None:
+            raise ValueError("this model has no guidance, which CFG++ samplers use")
+        return self.denoise_guided(x, sigma)
 
     def sample(
         self, solver: Discretization, noise: Tensor, latent: Tensor

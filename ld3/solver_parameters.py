@@ -106,14 +106,15 @@ class SolverParameters:
         return Discretization(solver.sigmas, table, self.extras)
 
     def corrected_weights(self, theta: Tensor, weights: Tensor) -> Tensor:
-        """The sampler's weights (M+1, 1+M) with theta's corrections; differentiable."""
+        """The sampler's weights with theta's corrections, of D alone; differentiable."""
         if not self.order:
             return weights
-        change = torch.zeros_like(weights)
-        latest = weights.diagonal()[1:]
+        change, outputs = torch.zeros_like(weights), (weights.shape[1] - 1) // self.calls
         for c, (m, j) in zip(theta[self.free_levels + self.times :], self.corrections, strict=True):
-            change[m, m] = change[m, m] + c * latest[m - 1]
-            change[m, m - j] = change[m, m - j] - c * latest[m - 1]
+            latest = 1 + outputs * (m - 1)
+            earlier, moved = latest - outputs * j, c * weights[m, latest]
+            change[m, latest] = change[m, latest] + moved
+            change[m, earlier] = change[m, earlier] - moved
         return weights + change
 
     def decoupled_sigmas(self, theta: Tensor, state_sigmas: Tensor) -> Tensor:

@@ -6,6 +6,19 @@ outputs it has received. With M model calls, the m-th at noise level s_m on inpu
     X_m = W[m,0] x_init + sum_{j<m} W[m,j+1] D_j ,   D_m = denoise(X_m, s_m) ,   result = X_M .
 
 `ld3.tracing` reads W and s off a real sampler.
+
+CFG++ samplers (arXiv 2406.08070) renoise with the unconditional model. With guidance scale w a call
+gives D = U + w (C - U) of the conditional and unconditional outputs C and U, and such a sampler is
+linear in x_init, all D_m and all U_m. Its table has two columns a call, one for D_m and one for the
+*guidance* G_m = D_m - U_m:
+
+    X_m = W[m,0] x_init + sum_{j<m} ( W[m,2j+1] D_j + W[m,2j+2] G_j ) .
+
+Without guidance G = 0, and the columns of D are a plain sampler's (euler's for euler_cfg_pp, whose
+X_{m+1} = D_m + s_{m+1} (X_m - U_m) / s_m). So all that is said of weights on outputs holds for the
+columns of D. No weight on G vanishes with the size of the steps: euler_cfg_pp adds
+(s_{m+1} / s_m) G_m in every step, and more steps guide more strongly. A CFG++ sampler thus solves
+no ODE, and its result in many steps is a teacher of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +52,7 @@ class SolverTable:
         eval_sigmas: (M,) noise level the network is evaluated at (equal unless times are
             decoupled).
         weights: (M+1, 1+M), row m combines x_init and D_0..D_{m-1} into X_m; the last row is the
-            result.
+            result. For CFG++ samplers (M+1, 1+2M): x_init, D_0, G_0, D_1, ..
         callback_calls: (steps reported,) int64, the model calls whose output a callback reported.
     """
 
@@ -52,7 +66,7 @@ class SolverTable:
         tensors = {name: getattr(self, name) for name in ("state_sigmas", "eval_sigmas", "weights")}
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         expected = [(calls,), (calls,), (calls + 1, calls + 1)]
-        if shapes != expected:
+        if shapes not in (expected, [*expected[:2], (calls + 1, 2 * calls + 1)]):
             raise ValueError(
                 f"a table of {calls} calls has state_sigmas, eval_sigmas and weights of shapes "
                 f"{expected}; got {shapes}"
@@ -62,7 +76,7 @@ class SolverTable:
                 raise ValueError(f"{name} of a solver table must be finite")
             if name != "weights" and (tensor <= 0).any():
                 raise ValueError(f"{name} of a solver table must be above 0")
-        if self.weights[~lower_triangle(calls + 1, calls + 1)].any():
+        if self.weights[~lower_triangle(calls + 1, self.weights.shape[1], self.outputs)].any():
             raise ValueError("weights must be lower triangular: a call cannot use later outputs")
         reported = self.callback_calls
         if reported.ndim != 1 or any(not 0 <= call < calls for call in reported.tolist()):
@@ -73,6 +87,16 @@ class SolverTable:
         """M, the network evaluations per sample."""
         return len(self.state_sigmas)
 
+    @property
+    def outputs(self) -> int:
+        """Outputs, and columns, of a call: 1, or 2 for CFG++ samplers, which use G too."""
+        return (self.weights.shape[1] - 1) // self.model_calls
+
+    @property
+    def denoised(self) -> slice:
+        """The columns of the denoised outputs D, and their places in a history."""
+        return slice(1, None, self.outputs)
+
     def first_change(self, other: SolverTable) -> int:
         """The first model call whose input or noise level differs in `other`; M if only the result
         differs.
@@ -82,14 +106,19 @@ class SolverTable:
         network.
         """
         for m in range(min(self.model_calls, other.model_calls)):
-            mine = torch.cat([self.weights[m, : m + 1], self.eval_sigmas[m : m + 1]])
-            theirs = torch.cat([other.weights[m, : m + 1], other.eval_sigmas[m : m + 1]])
+            mine = torch.cat([self.weights[m], self.eval_sigmas[m : m + 1]])
+            theirs = torch.cat([other.weights[m], other.eval_sigmas[m : m + 1]])
             if not torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12):
                 return m
         return min(self.model_calls, other.model_calls)
 
     def starts_as(self, other: SolverTable) -> bool:
-        """Whether the first model call is the same: its input and where it is evaluated."""
+        """Whether the first model call is the same: its input, outputs and where it is evaluated.
+
+        Never for CFG++ samplers: their first outputs are not kept.
+        """
+        if not self.outputs == other.outputs == 1:
+            return False
         first = [(t.weights[0, 0], t.state_sigmas[0], t.eval_sigmas[0]) for t in (self, other)]
         return all(
             abs(float(a - b)) <= FIRST_CALL_TOLERANCE * float(a)
@@ -97,8 +126,8 @@ class SolverTable:
         )
 
     def distance(self, other: SolverTable) -> float:
-        """Largest relative difference; infinite for another number of calls."""
-        if self.model_calls != other.model_calls:
+        """Largest relative difference; infinite for another number of calls or outputs."""
+        if self.weights.shape != other.weights.shape:
             return float("inf")
         pairs = [(self.weights, other.weights), (self.eval_sigmas, other.eval_sigmas)]
         return max(float(((a - b).abs() / (1 + a.abs())).max()) for a, b in pairs)
@@ -124,10 +153,13 @@ class Discretization:
         return len(self.sigmas) - 1
 
 
-def lower_triangle(rows: int, columns: int) -> Tensor:
-    """Mask of the lower triangle, diagonal included: (rows, columns) bool."""
+def lower_triangle(rows: int, columns: int, width: int = 1) -> Tensor:
+    """Mask of the lower triangle, diagonal included: (rows, columns) bool.
+
+    `width` columns are added a row.
+    """
     # torch.tril and triu (2.14) start all threads for any size: milliseconds on a busy machine
-    return torch.arange(rows)[:, None] >= torch.arange(columns)
+    return width * torch.arange(rows)[:, None] >= torch.arange(columns)
 
 
 def combine(weights: Tensor, history: list[Tensor]) -> Tensor:
@@ -140,21 +172,27 @@ def combine(weights: Tensor, history: list[Tensor]) -> Tensor:
 
 
 def rollout(
-    table: SolverTable, denoise: Callable[[Tensor, Tensor], Tensor], history: list[Tensor]
+    table: SolverTable, denoise: Callable[..., Any], history: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Sample with a table.
 
     Args:
         table: the sampler at its schedule.
-        denoise: `denoise(x, sigma) -> x0`, x (batch, *latent), sigma (batch,) in x's dtype.
+        denoise: `denoise(x, sigma) -> x0`, x (batch, *latent), sigma (batch,) in x's dtype; for
+            CFG++ samplers `denoise(x, sigma, guidance=True) -> (x0, G)`.
         history: [x_init], or [x_init, D_0, ..] with outputs of calls already made (a shared
             prefix).
 
     Returns:
-        The result (batch, *latent) and the full history [x_init, D_0, .., D_{M-1}].
+        The result (batch, *latent) and the full history [x_init, D_0, .., D_{M-1}], or
+        [x_init, D_0, G_0, ..].
     """
     history = list(history)
-    for m in range(len(history) - 1, table.model_calls):
-        x = combine(table.weights[m, : m + 1], history)
-        history.append(denoise(x, x.new_full((x.shape[0],), float(table.eval_sigmas[m]))))
+    for m in range((len(history) - 1) // table.outputs, table.model_calls):
+        x = combine(table.weights[m], history)
+        sigma = x.new_full((x.shape[0],), float(table.eval_sigmas[m]))
+        if table.outputs == 1:
+            history.append(denoise(x, sigma))
+        else:
+            history += denoise(x, sigma, guidance=True)
     return combine(table.weights[-1], history), history

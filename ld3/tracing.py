@@ -1,9 +1,10 @@
 """Read the table of a real sampler by running it once on basis vectors.
 
 A deterministic sampler is linear in x_init and in the denoised outputs D_m (`ld3.table`). With
-x_init = e_0 and a stand-in model whose m-th output is the basis vector e_{m+1}, every x the sampler
-produces is a row of W. No sampler is re-implemented, so parity with what runs later is by
-construction, third-party samplers included.
+x_init = e_0 and a stand-in model whose m-th outputs D_m and G_m are the basis vectors e_{2m+1} and
+e_{2m+2}, every x the sampler produces is a row of W. (Only CFG++ samplers ask for the guidance G_m;
+for others its columns are dropped.) No sampler is re-implemented, so parity with what runs later is
+by construction, third-party samplers included.
 
 Samplers compute in float64 here. Those that compute in float32 whatever they receive are read to
 the precision of float32, and checked to it.
@@ -24,6 +25,9 @@ from .table import Discretization, SolverTable, lower_triangle, rollout
 
 SamplerFunction = Callable[..., Tensor]
 """`f(model, x, sigmas, extra_args=..., callback=..., disable=...)`, k-diffusion's signature."""
+
+Answer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, sigma) -> denoised output and guidance, see `ld3.table`."""
 
 REPLAY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # by what the model is called with
 SPARE = 4  # basis directions no model call owns: whatever appears there is noise
@@ -87,8 +91,7 @@ class TracedSampler:
         last.
 
         Raises:
-            UnsupportedSampler: stochastic, adaptive, non-linear, guidance-reading, schedule-blind
-                or failing sampler.
+            UnsupportedSampler: stochastic, adaptive, non-linear, schedule-blind or failing sampler.
             ValueError: sigmas not strictly decreasing.
         """
         check_sigmas(sigmas)
@@ -132,12 +135,12 @@ class TracedSampler:
 
     def _read(self, sigmas: Tensor) -> tuple[SolverTable, float]:
         most_calls = CALLS_PER_STEP * len(sigmas)
-        size = 1 + most_calls + SPARE
+        size = 1 + 2 * most_calls + SPARE
         inputs: list[Tensor] = []
         levels: list[float] = []
         reported: list[int] = []
 
-        def answer(x: Tensor, sigma: Tensor) -> Tensor:
+        def answer(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             if len(inputs) == most_calls:
                 raise UnsupportedSampler(
                     f"it is adaptive: more than {most_calls} model calls for {len(sigmas) - 1} "
@@ -145,28 +148,37 @@ class TracedSampler:
                 )
             inputs.append(x.detach().cpu().double().reshape(-1).clone())
             levels.append(float(sigma.reshape(-1)[0]))
-            output = torch.zeros_like(x)
-            output.view(-1)[len(inputs)] = 1.0
-            return output
+            denoised, guidance = torch.zeros_like(x), torch.zeros_like(x)
+            denoised.view(-1)[2 * len(inputs) - 1] = guidance.view(-1)[2 * len(inputs)] = 1.0
+            return denoised, guidance
 
         x_init = torch.zeros(1, 1, 1, size, dtype=torch.float64)
         x_init.view(-1)[0] = 1.0
-        result, end = self._run(answer, x_init, sigmas, lambda _: reported.append(len(inputs) - 1))
+        result, end, guided = self._run(
+            answer, x_init, sigmas, lambda _: reported.append(len(inputs) - 1)
+        )
         calls = len(inputs)
         rows = torch.stack([*inputs, result.reshape(-1)])
-        owned = lower_triangle(calls + 1, size)
+        owned = lower_triangle(calls + 1, size, 2)
         if not torch.isfinite(rows).all():
             raise UnsupportedSampler("its weights are infinite or undefined at these noise levels")
         if (rows[~owned] != 0).any():
             raise UnsupportedSampler("it is stochastic: it adds noise between its model calls")
+        weights = rows[:, : 2 * calls + 1]
+        if not guided:
+            weights = torch.cat([weights[:, :1], weights[:, 1::2]], 1)
         level = torch.tensor(levels, dtype=torch.float64)
-        table = SolverTable(
-            level, level, rows[:, : calls + 1].clone(), torch.tensor(reported, dtype=torch.int64)
-        )
-        return table, end
+        callbacks = torch.tensor(reported, dtype=torch.int64)
+        return SolverTable(level, level, weights.clone(), callbacks), end
 
-    def _run(self, answer, x: Tensor, sigmas: Tensor, callback=None) -> tuple[Tensor, float]:
-        """Run the real sampler; returns its result in float64 and the last sigma as it left it."""
+    def _run(
+        self, answer: Answer, x: Tensor, sigmas: Tensor, callback: Callable[..., Any] | None = None
+    ) -> tuple[Tensor, float, bool]:
+        """Run the real sampler.
+
+        Returns:
+            Its result in float64, the last sigma as it left it, and whether it asked for guidance.
+        """
         # a copy: uni_pc overwrites the last entry (ComfyUI 0.30.0, extra_samplers/uni_pc.py)
         x, sigmas = x.to(self._dtype), sigmas.detach().cpu().to(self._dtype, copy=True)
         options = {"transformer_options": {"sample_sigmas": sigmas.clone()}}
@@ -187,7 +199,7 @@ class TracedSampler:
                     "it failed while its coefficients were read from it, with "
                     f"{type(error).__name__}: {error}"
                 ) from error
-        return result.detach().cpu().double(), float(sigmas[-1])
+        return result.detach().cpu().double(), float(sigmas[-1]), model.guided
 
     def _check_linear(self, table: SolverTable, sigmas: Tensor) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -196,19 +208,20 @@ class TracedSampler:
         levels: list[float] = []
         tolerances = {REPLAY_TOLERANCE[torch.float64]}
 
-        def toy(x: Tensor, sigma: Tensor) -> Tensor:
-            return torch.tanh(x @ mix.to(x) / (1 + float(sigma.reshape(-1)[0])))
+        def toy(x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
+            mixed = x @ mix.to(x) / (1 + float(sigma.reshape(-1)[0]))
+            return (mixed.tanh(), (0.5 * mixed).sin()) if guidance else mixed.tanh()
 
-        def answer(x: Tensor, sigma: Tensor) -> Tensor:
+        def answer(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             if x.dtype not in REPLAY_TOLERANCE:
                 raise UnsupportedSampler(f"it calls the model in {x.dtype}, which is too coarse")
             if len(levels) == table.model_calls:
                 raise UnsupportedSampler(ADAPTIVE)
             tolerances.add(REPLAY_TOLERANCE[x.dtype])
             levels.append(float(sigma.reshape(-1)[0]))
-            return toy(x, sigma)
+            return toy(x, sigma, guidance=True)
 
-        direct, _ = self._run(answer, x.clone(), sigmas)
+        direct, _, _ = self._run(answer, x.clone(), sigmas)
         tolerance = max(tolerances)
         found = torch.tensor(levels, dtype=torch.float64)
         if len(found) != table.model_calls or not torch.allclose(
@@ -253,17 +266,19 @@ class _DoubleByDefault(TorchFunctionMode):
 class _StandIn:
     """A model whose outputs are `answer`'s; every attribute is that of the real model wrapper."""
 
-    def __init__(
-        self, answer: Callable[[Tensor, Tensor], Tensor], model: Any, sigmas: Tensor
-    ) -> None:
-        self.sigmas = sigmas
+    def __init__(self, answer: Answer, model: Any, sigmas: Tensor) -> None:
+        self.sigmas, self.guided = sigmas, False
         self._answer = answer
         self._model = model
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        if extra_args.get("model_options", {}).get("sampler_post_cfg_function"):
-            raise UnsupportedSampler("it is a CFG++ sampler: it also uses the unconditional output")
-        return self._answer(x, sigma)
+        denoised, guidance = self._answer(x, sigma)
+        # how CFG++ samplers receive the unconditional output (ComfyUI 0.30.0, cfg_function)
+        outputs = {"uncond_denoised": denoised - guidance, "sigma": sigma, "input": x}
+        for function in extra_args.get("model_options", {}).get("sampler_post_cfg_function", []):
+            self.guided = True
+            denoised = function(outputs | {"denoised": denoised})
+        return denoised
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -37,7 +37,8 @@ class TeacherTrajectories:
 
     Args:
         table: the teacher's.
-        history: (n, 1+M, few), x_init, D_0, .., D_{M-1} of each rollout.
+        history: (n, 1+M, few), x_init, D_0, .., D_{M-1} of each rollout; (n, 1+2M, few) with the
+            guidances of a CFG++ sampler.
         coordinate: the model's.
     """
 
@@ -51,8 +52,9 @@ class TeacherTrajectories:
         self.coordinate, self._levels = coordinate, table.state_sigmas[calls].tolist()
         self._u = coordinate.from_sigma(table.state_sigmas[calls]).tolist()
         self._states = torch.einsum("mj,nje->mne", table.weights[calls].float(), history)
-        self._outputs = history[:, [m + 1 for m in calls]].movedim(1, 0)
+        self._outputs = history[:, table.denoised][:, calls].movedim(1, 0)
         self._slopes = _parabola_slopes(self._u, self._outputs)
+        self._guidance = history[:, 2::2][:, calls].movedim(1, 0) if table.outputs == 2 else None
         self.start = history[:, 0]
 
     def states(self, sigma: float) -> Tensor:
@@ -71,13 +73,26 @@ class TeacherTrajectories:
     def outputs(self, sigma: float) -> Tensor:
         """All denoised outputs at a noise level: (n, few)."""
         j = self._interval(sigma)
-        u = float(self.coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
-        low, high = self._u[j - 1 : j + 1]
-        h = high - low
-        t = min(max((u - low) / h, 0.0), 1.0)
+        t, h = self._place(j, sigma)
         by_values = torch.lerp(self._outputs[j - 1], self._outputs[j], t**2 * (3 - 2 * t))
         by_slopes = t * (1 - t) ** 2 * self._slopes[j - 1] - t**2 * (1 - t) * self._slopes[j]
         return by_values + h * by_slopes
+
+    def guidance(self, sigma: float) -> Tensor:
+        """All guidances at a noise level, linear in the coordinate: (n, few).
+
+        0 if the teacher's sampler does not use them.
+        """
+        if self._guidance is None:
+            return torch.zeros_like(self.start)
+        j = self._interval(sigma)
+        return torch.lerp(self._guidance[j - 1], self._guidance[j], self._place(j, sigma)[0])
+
+    def _place(self, j: int, sigma: float) -> tuple[float, float]:
+        """Where sigma lies in interval j, from 0 to 1, and the interval's length in u."""
+        u = float(self.coordinate.from_sigma(torch.tensor([sigma], dtype=torch.float64)))
+        low, high = self._u[j - 1 : j + 1]
+        return min(max((u - low) / (high - low), 0.0), 1.0), high - low
 
     def _interval(self, sigma: float) -> int:
         """j of the interval between levels j - 1 and j that contains sigma, or the nearest one."""

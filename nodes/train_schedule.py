@@ -68,7 +68,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     default="dpmpp_2m",
                     tooltip="Sampler the schedule is learned for. Must be deterministic: euler, "
                     "heun, dpmpp_2m, ipndm, uni_pc, deis, res_multistep and similar; not "
-                    "ancestral, SDE or CFG++.",
+                    "ancestral or SDE. For CFG++, choose the same sampler as teacher_sampler.",
                 ),
                 io.Int.Input(
                     "steps",

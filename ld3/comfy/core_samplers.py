@@ -15,7 +15,7 @@ from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
 from ..tracing import TracedSampler, UnsupportedSampler
 
 logger = logging.getLogger(__name__)
-STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu", "_cfg_pp")
+STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu")
 PLAIN_ALTERNATIVE = {
     "dpmpp_2s": "dpmpp_2m",
     "dpmpp_3m": "dpmpp_2m",
@@ -143,7 +143,8 @@ def refusal(name: str, error: UnsupportedSampler, model_wrap: Any, sigmas: Tenso
     for mark in STOCHASTIC_MARKS:
         base = base.replace(mark, "")
     ode = f"{base}_ode"  # of a stochastic sampler, as RES4LYF names it
-    for candidate in (ode, base, PLAIN_ALTERNATIVE.get(base, ""), "dpmpp_2m", "euler"):
+    plain = base.replace("_cfg_pp", "")
+    for candidate in (ode, base, PLAIN_ALTERNATIVE.get(plain, ""), "dpmpp_2m", "euler"):
         if candidate != name and is_installed(candidate):
             try:
                 traced_sampler(sampler_object(candidate), sampling, model_wrap).table(sigmas)

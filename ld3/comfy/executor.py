@@ -17,6 +17,7 @@ from ..parameters import listed
 from ..schedule import INPAINT, Schedule
 from ..table import rollout
 from . import core_samplers
+from .cfg_pp import with_guidance
 
 SAME_LEVEL = 1e-4  # relative: nodes may compute with sigmas in float32
 LOWERED_END = 0.001  # uni_pc replaces a last 0 by this
@@ -52,9 +53,10 @@ def _table_function(schedule: Schedule) -> Any:
         table, call, step = schedule.table, 0, 0
         reported = set(table.callback_calls.tolist())
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
             nonlocal call, step
-            denoised = model(x, sigma, **(extra_args or {}))
+            outputs = with_guidance(model, x, sigma, extra_args or {}) if guidance else None
+            denoised = outputs[0] if outputs else model(x, sigma, **(extra_args or {}))
             if call in reported:
                 if callback is not None:
                     level = table.state_sigmas[call].to(sigma)
@@ -63,7 +65,7 @@ def _table_function(schedule: Schedule) -> Any:
                 step += 1
                 bar.update()
             call += 1
-            return denoised
+            return outputs or denoised
 
         with tqdm(total=len(reported), disable=disable) as bar:
             return rollout(table, denoise, [x])[0]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..model import REPEAT_TOLERANCE, Model, repeat_difference
+from .cfg_pp import with_guidance
 from .core_samplers import coordinate
 
 T = TypeVar("T")
@@ -58,6 +59,11 @@ class GuidedRun:
             comfy.model_management.throw_exception_if_processing_interrupted()
             return wrapped(x, sigma, denoise_mask=None, model_options=options, seed=seed)
 
+        def denoise_guided(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            arguments = {"denoise_mask": None, "model_options": options, "seed": seed}
+            return with_guidance(wrapped, x, sigma, arguments)
+
         def scale_noise(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:
             level = torch.tensor([sigma], dtype=torch.float32, device=noise.device)
             max_denoise = comfy.samplers.Sampler().max_denoise(model_wrap, level)
@@ -81,6 +87,7 @@ class GuidedRun:
             begin_rollout=begin_rollout,
             device=device,
             batch_size=batch_size,
+            denoise_guided=denoise_guided,
         )
 
 

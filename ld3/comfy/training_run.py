@@ -169,6 +169,9 @@ class TrainingRun:
         """The test of the teacher, on training noises; None if there is none."""
         if self.teachers.reference is None or self.request.quality == "fast":
             return None
+        reference = teacher.discretization(self.teachers.reference)
+        if reference.table.outputs == 2:
+            return None  # a CFG++ sampler guides more strongly in the reference's many steps
         candidates = {
             name: Candidate(teacher.discretization(sigmas), self._store(name))
             for name, sigmas in self.teachers.sigmas.items()
@@ -176,7 +179,7 @@ class TrainingRun:
         count = teacher_choice.checked_noises(training_noises, batch_size)
         training = noises[0][:training_noises], noises[1][:training_noises]
         rounds = teacher_choice.rounds_of(*training, count)
-        return _Test(candidates, teacher.discretization(self.teachers.reference), rounds)
+        return _Test(candidates, reference, rounds)
 
     def _store(self, scheduler: str) -> TargetStore:
         """Where a teacher's samples are kept."""

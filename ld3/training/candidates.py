@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,12 +87,13 @@ class TrajectorySurrogate:
         self._teacher, self.target = teacher, target
         self._variance = float(target.var())
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
         level = float(sigma.reshape(-1)[0])
         state, output = self._teacher.states(level), self._teacher.outputs(level)
         signal = self._teacher.coordinate.signal(level)
         slope = signal * self._variance / (signal**2 * self._variance + level**2)
-        return output + slope * (x - state)
+        denoised = output + slope * (x - state)
+        return (denoised, self._teacher.guidance(level)) if guidance else denoised
 
     def error(self, table: SolverTable) -> float:
         """Mean RMSE of a student to the teacher, on the surrogate; infinite for NaN."""

@@ -30,6 +30,10 @@ from ..tracing import TracedSampler
 
 TEACHER_STEPS = 10  # per step of the student
 LARGEST_LAMBDA = 2.0
+NO_DODE = (
+    "D-ODE's teacher divides the student's steps, and a CFG++ sampler guides more strongly in more "
+    "steps; use another sampler, or learn something else"
+)
 LAMBDA_RIDGE = 1e-3  # relative: lambda stays 0 where V is only rounding
 
 
@@ -48,11 +52,12 @@ def previous_calls(table: SolverTable) -> list[int | None]:
 
 def with_lambdas(table: SolverTable, lambdas: Tensor) -> SolverTable:
     """The table in which D_m + lambda_m (D_m - D_p) replaces D_m; lambdas (M,)."""
-    weights = table.weights.clone()
+    weights, plain = table.weights.clone(), table.weights[:, table.denoised]
+    columns = weights[:, table.denoised]
     for m, p in enumerate(previous_calls(table)):
         if p is not None:
-            weights[:, m + 1] += lambdas[m] * table.weights[:, m + 1]
-            weights[:, p + 1] -= lambdas[m] * table.weights[:, m + 1]
+            columns[:, m] += lambdas[m] * plain[:, m]
+            columns[:, p] -= lambdas[m] * plain[:, m]
     return replace(table, weights=weights)
 
 
@@ -107,7 +112,7 @@ def teacher_states(
         difference = (levels.log() - level.log()).abs()
         # of two calls at one level the corrected state
         call = int((difference <= difference.min() + 1e-6).nonzero().max())
-        found.append(combine(teacher.table.weights[call, : call + 1], history))
+        found.append(combine(teacher.table.weights[call], history))
     return [*found, result]
 
 
@@ -127,9 +132,11 @@ def distill(
         training, validation: noises and latents; their targets are not used.
 
     Raises:
-        ValueError: the teacher's result is not finite.
+        ValueError: the teacher's result is not finite, or a sampler is a CFG++ one.
     """
     teacher = teacher_sampler.discretization(teacher_sigmas(model, student))
+    if 2 in (student.table.outputs, teacher.table.outputs):
+        raise ValueError(NO_DODE)
     trained, validated = (
         _Rollouts(model, student, teacher, samples, on_stage) for samples in (training, validation)
     )

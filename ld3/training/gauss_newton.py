@@ -141,8 +141,9 @@ def _perturbations(
     parameters: Parameters, theta: Tensor, student: Discretization, difference: float
 ) -> list[_Perturbation]:
     perturbed = [parameters.perturbed(theta, k, difference) for k in range(len(theta))]
+    outputs = student.table.outputs
     return [
-        _Perturbation(k, h, solver, student.table.first_change(solver.table) + 1)
+        _Perturbation(k, h, solver, 1 + outputs * student.table.first_change(solver.table))
         for k, (h, solver) in enumerate(perturbed)
     ]
 
@@ -151,8 +152,8 @@ def calls_per_noise(parameters: Parameters, theta: Tensor, difference: float) ->
     """Model calls of `normal_equations` per noise."""
     student = parameters.discretization(theta)
     perturbations = _perturbations(parameters, theta, student, difference)
-    calls = parameters.calls
-    return calls + sum(calls + 1 - p.shared for p in perturbations)
+    calls, outputs = parameters.calls, student.table.outputs
+    return calls + sum(calls - (p.shared - 1) // outputs for p in perturbations)
 
 
 @dataclass

@@ -28,6 +28,7 @@ def output_mix(
     Latents are compared whatever the distance; its weights keep outliers from dominating.
     """
     calls, distance = student.table.model_calls, objective.distance
+    columns = student.table.denoised
     if calls < 2:
         return None
     a = torch.zeros(calls - 1, calls - 1, dtype=torch.float64)
@@ -36,7 +37,7 @@ def output_mix(
     for batch in samples.batches(objective.model):
         result, history = batch.student(objective.model, student)
         residual = (batch.target - result).flatten(1).float()
-        outputs = torch.stack([output.flatten(1).float() for output in history[1:]], 1)
+        outputs = torch.stack([output.flatten(1).float() for output in history[columns]], 1)
         differences = outputs[:, :-1] - outputs[:, -1:]
         weighted = latent.weights(residual).unsqueeze(1) * differences
         a += torch.einsum("bkd,bld->kl", weighted, differences).double().cpu()
@@ -45,7 +46,6 @@ def output_mix(
         return None
     c = torch.linalg.solve(a + MIX_RIDGE * a.diagonal().mean() * torch.eye(calls - 1).double(), g)
     weights = student.table.weights.clone()
-    weights[-1, 1:-1] += c
-    weights[-1, -1] -= c.sum()
+    weights[-1, columns] += torch.cat([c, -c.sum().unsqueeze(0)])
     extras = (*student.extras, Extra.OUTPUT_MIX)
     return Discretization(student.sigmas, replace(student.table, weights=weights), extras)

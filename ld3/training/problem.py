@@ -15,6 +15,7 @@ from ..solver_parameters import SolverParameters
 from ..table import Discretization
 from ..tracing import TracedSampler
 from .candidates import Competitors
+from .dode import NO_DODE
 from .settings import TrainingSettings
 from .steps_saved import Rival
 
@@ -62,6 +63,7 @@ def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Comp
         )
     settings.check(problem.teacher.steps)
     parameters = SolverParameters.of_steps(problem.sampler, levels, model.sigma_max, settings.steps)
+    _check_cfg_pp(problem, settings, levels)
     if not settings.gradient:  # which learns the extras after the steps
         parameters = replace(parameters, decoupled=settings.decoupled, order=settings.order)
     baselines = {}
@@ -71,3 +73,23 @@ def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Comp
         except Exception as error:  # some samplers fail on some schedules
             logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
     return Competitors(FewParameters(parameters), baselines)
+
+
+def _check_cfg_pp(
+    problem: TrainingProblem, settings: TrainingSettings, levels: StepParameters
+) -> None:
+    """Raise ValueError for a CFG++ sampler together with what fits only others."""
+    student = problem.sampler.table(levels.sigmas(levels.even(settings.steps)))
+    if student.outputs != problem.teacher.table.outputs:
+        ours = "is a CFG++ sampler" if student.outputs == 2 else "is no CFG++ sampler"
+        raise ValueError(
+            f"sampler_name {ours}, teacher_sampler the contrary: a cfg means another strength for "
+            "them, so their results never agree. Choose the same sampler for both"
+        )
+    if student.outputs == 2 and settings.gradient:
+        raise ValueError(
+            "optimizer is gradient, which does not know the second output of CFG++ samplers: "
+            "choose gauss-newton, or a sampler_name without _cfg_pp"
+        )
+    if student.outputs == 2 and settings.dode:
+        raise ValueError(f"learn is time steps + D-ODE: {NO_DODE}")

@@ -182,14 +182,16 @@ def _objective(
     unscaled: Objective, scores: dict[str, Tensor], training: TeacherSamples
 ) -> Objective:
     """The objective whose distance has the scale of the best baseline's median score."""
-    # a state is not an image yet: trajectories are matched for latent distances only
+    # a state is not an image yet: trajectories are matched for latent distances only. Those of a
+    # CFG++ sampler with other steps are others
     latent = unscaled.distance.name in LATENT_DISTANCES
+    matched = latent and training.table is not None and training.table.outputs == 1
     medians = [float(score.median()) for score in scores.values()]
     scale = min((m for m in medians if math.isfinite(m)), default=float(training.target.std()))
     return replace(
         unscaled,
         distance=replace(unscaled.distance, scale=max(scale, 1e-6)),
-        data_std=float(training.target.std()) if latent else None,
+        data_std=float(training.target.std()) if matched else None,
     )
 
 

@@ -67,6 +67,6 @@ class TrajectoryResiduals:
         for m in range(first, table.model_calls):
             sigma = float(table.state_sigmas[m])
             spread = (self._teacher.coordinate.signal(sigma) * self._std) ** 2 + sigma**2
-            difference = combine(table.weights[m, : m + 1], history) - self._teacher.states(sigma)
+            difference = combine(table.weights[m], history) - self._teacher.states(sigma)
             residuals.append(difference * (self._std / spread**0.5))
         return residuals
