@@ -1,4 +1,4 @@
-"""Development commands: `nox -s tests`, `nox -s demo`, `nox -s bench -- NAME`, `nox -s lint`.
+"""Development commands: `nox -s tests`, `browser`, `demo`, `bench -- NAME`, `lint`.
 
 They share one environment (torch alone is several GB) and one ComfyUI. After `--`, `--comfyui DIR`
 uses your own ComfyUI folder and `--comfyui-version V` another pinned version; everything else is
@@ -45,6 +45,14 @@ TEST_TOOLS = [
 def tests(session: nox.Session) -> None:
     """Run the tests, against a real ComfyUI server where they need one."""
     comfyui, environment, arguments = comfyui_session(session)
+    run(session, environment, "pytest", *arguments, LD3_COMFYUI=str(comfyui))
+
+
+@nox.session(venv_backend="none")
+def browser(session: nox.Session) -> None:
+    """Run the tests in ComfyUI's frontend, in Chromium; pictures go to output/browser/."""
+    comfyui, environment, arguments = comfyui_session(session)
+    arguments = arguments or ["tests/browser"]
     run(session, environment, "pytest", *arguments, LD3_COMFYUI=str(comfyui))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,23 +15,27 @@ from .training.report import Report, best_baseline
 
 LEARNED, OTHERS, BEST, OWN = "#d1495b", "#c9ced6", "#30638e", "#8a8f98"
 MORE_CALLS = "#eef0f3"
-TITLE_CHARACTERS = 160  # of a line
+TITLE_LETTERS, DETAIL_LETTERS = 140, 180  # of wide letters, in a line of the picture
 PLAIN = {"parse_math": False}  # text of users and files is not mathematics
 
 
-def report_picture(report: Report, title: str) -> np.ndarray:
+def report_picture(report: Report, title: str, details: Sequence[str] = ()) -> np.ndarray:
     """Schedules, error by model calls or by steps, and errors compared, as (H, W, 3) uint8.
 
-    Once the steps saved are counted, they take the place of the error during learning.
+    Once the steps saved are counted, they take the place of the error during learning. The picture
+    has the same size for every report with as many lines of text.
 
     Args:
         report: finished, or what is known so far.
-        title: one line above.
+        title: lines above; long ones are wrapped.
+        details: lines below, smaller.
     """
-    figure = Figure(figsize=(13, 4.2), dpi=100, layout="constrained")
-    # matplotlib 3.11 parses mathematics wherever it wraps lines itself
-    lines = textwrap.wrap(shown(title), TITLE_CHARACTERS)
-    figure.suptitle("\n".join(lines), fontsize=11, **PLAIN)
+    above, below = _wrapped(title.split("\n"), TITLE_LETTERS), _wrapped(details, DETAIL_LETTERS)
+    text_height = 0.22 * len(above) + 0.17 * len(below)
+    figure = Figure(figsize=(13, 3.95 + text_height), dpi=100, layout="constrained")
+    figure.suptitle("\n".join(above), fontsize=11, **PLAIN)
+    if below:
+        figure.supxlabel("\n".join(below), fontsize=8.5, color="#50545a", **PLAIN)
     left, middle, right = figure.subplots(1, 3)
     _draw_schedules(left, report)
     if report.compared:
@@ -39,6 +44,14 @@ def report_picture(report: Report, title: str) -> np.ndarray:
         _draw_history(middle, report)
     _draw_errors(right, report)
     return _pixels(figure)
+
+
+def _wrapped(lines: Sequence[str], width: int) -> list[str]:
+    """Lines short enough for the picture; names without a space are broken too.
+
+    Not wrapped by matplotlib: 3.11 parses mathematics wherever it wraps lines itself.
+    """
+    return [part for line in lines for part in textwrap.wrap(shown(line), width) or [""]]
 
 
 def _draw_schedules(axes, report: Report) -> None:

@@ -10,7 +10,7 @@ from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.requests import DistillRequest
 from ..ld3.comfy.sampling import schedule_sampler
 from .messages import distilling_summary
-from .types import CATEGORY, MOST_SEED, LD3Schedule, announce, errors_of
+from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, LD3Schedule, announce, reporting
 
 
 class LD3DistillSolver(io.ComfyNode):
@@ -69,7 +69,7 @@ class LD3DistillSolver(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
-                    options=core_samplers.sampler_names(),
+                    options=core_samplers.deterministic_samplers(),
                     default="dpmpp_2m",
                     advanced=True,
                     tooltip="Sampler of the teacher, which takes ten steps for each of yours. Must "
@@ -141,7 +141,7 @@ class LD3DistillSolver(io.ComfyNode):
         sampler=None,
         **widgets,
     ) -> io.NodeOutput:
-        with errors_of("LD3 Distill Solver"):
+        with reporting(cls, NOTHING_SAVED):
             inputs = GraphInputs(model, positive, negative, latent_image)
             source = Source(schedule, sigmas, sampler)
             result = distill_solver(inputs, DistillRequest(**widgets), name, source)

@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.sampling import prepared_sampling, sample
-from .types import CATEGORY, MOST_SEED, LD3Schedule, errors_of, warn
+from .types import CATEGORY, MOST_SEED, LD3Schedule, reporting, warn
 
 
 class LD3KSampler(io.ComfyNode):
@@ -80,7 +80,7 @@ class LD3KSampler(io.ComfyNode):
         latent_image,
         denoise: float,
     ) -> io.NodeOutput:
-        with errors_of("LD3 KSampler"):
+        with reporting(cls):
             prepared = prepared_sampling(schedule, model, cfg, denoise)
             warn(cls, "LD3 KSampler", prepared.warnings)
             inputs = GraphInputs(model, positive, negative, latent_image)

@@ -7,8 +7,8 @@ from comfy_api.v0_0_2 import io
 from ..ld3 import schedule_file
 from ..ld3.comfy import folders
 from ..ld3.comfy.sampling import check_deterministic, schedule_sampler
-from ..ld3.shown_text import shown
-from .types import CATEGORY, LD3Schedule, errors_of, show
+from .messages import schedule_summary
+from .types import CATEGORY, LD3Schedule, check_widgets, reporting, show
 
 
 class LD3LoadSchedule(io.ComfyNode):
@@ -25,7 +25,7 @@ class LD3LoadSchedule(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=folders.schedule_names(),
+                    options=folders.schedule_names() or [folders.NO_SCHEDULE],
                     tooltip="Schedule file in models/ld3. Press R to list files added since "
                     "ComfyUI was started.",
                 ),
@@ -52,11 +52,12 @@ class LD3LoadSchedule(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         # a connected name is known only when the node runs
+        if name is None:
+            return True
         try:
-            if name is not None:
-                schedule_file.load(folders.schedule_path(name))
+            check_widgets(cls, lambda: schedule_file.load(folders.schedule_path(name)))
         except ValueError as error:
-            return f"LD3 Load Schedule: name: {shown(str(error))}"
+            return str(error)
         return True
 
     @classmethod
@@ -65,15 +66,9 @@ class LD3LoadSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        with errors_of("LD3 Load Schedule"):
+        with reporting(cls):
             schedule = schedule_file.load(folders.schedule_path(name))
             check_deterministic(schedule)
             sampler = schedule_sampler(schedule)
-        info = schedule.info
-        with_extras = "".join(f" with {extra}" for extra in info.extras)
-        show(
-            cls,
-            f"{info.steps} steps of {info.sampler}{with_extras} at cfg {info.cfg:g}, for "
-            f"{info.model_file or info.model_name}",
-        )
+        show(cls, schedule_summary(schedule.info))
         return io.NodeOutput(schedule.plain_sigmas, sampler, schedule)

@@ -5,29 +5,50 @@ from __future__ import annotations
 from typing import Any
 
 from ..ld3.comfy.distilling_job import DistillResult
+from ..ld3.comfy.progress import duration
 from ..ld3.comfy.requests import AUTO
 from ..ld3.comfy.training_job import TrainingResult
 from ..ld3.schedule import ScheduleInfo
 from ..ld3.table import Extra
-from ..ld3.training.report import Report, StepsCurve
+from ..ld3.training.report import Report
 from ..ld3.training.teacher_choice import TeacherCheck
+from ..ld3.training.verdict import verdict
 
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples are visibly alike
 POOR_FLOW_SCHEDULERS = ("karras", "exponential")  # docs/benchmarks.md, "Which teacher"
+ARCHITECTURES = {  # ComfyUI's classes in words, where they say little
+    "BaseModel": "a model of Stable Diffusion's kind",
+    "SDXL": "an SDXL model",
+    "SD3": "a Stable Diffusion 3 model",
+    "Flux": "a Flux model",
+    "WAN21": "a Wan model",
+}
 FAR_TEACHER = 0.2  # error over the samples' standard deviation, above which images differ visibly
 
 
 def training_summary(result: TrainingResult) -> str:
-    """What was learned: a verdict, then the file, then details."""
-    info, report = result.schedule.info, result.report
-    how = "loaded: already saved for these settings"
+    """Two lines for the node: the verdict, then the file."""
+    report = result.report
+    how = "saved before with the same settings"
     if result.trained:
         calls = report.teacher_calls + report.training_calls + report.report_calls
-        how = f"learned in {result.seconds:.0f} s, {calls:,} model calls"
-    parts = [f"{result.path.name}: {info.steps} steps of {info.sampler}, {how}"]
-    parts.append(verdict(info.steps, report))
+        how = f"learned in {duration(result.seconds)}, {calls:,} model calls"
+    return _sentences(_verdict(result), f"{result.path.name}: {how}")
+
+
+def report_title(result: TrainingResult) -> str:
+    """Above the report: the file, then the verdict."""
+    info = result.schedule.info
+    found = _verdict(result)
+    name = f"{result.path.name}: {info.steps} steps of {info.sampler} at cfg {info.cfg:g}"
+    return f"{name}\n{found}" if found else name
+
+
+def report_details(result: TrainingResult) -> list[str]:
+    """Below the report, for those who want to know: errors, their interval, and the teacher."""
+    info, report, parts = result.schedule.info, result.report, []
     if report.test_error is not None:
-        parts.append(f"error to the teacher {report.test_error:.4g}")
+        parts.append(f"error to the teacher on the test noises {report.test_error:.4g}")
     standard = _best_standard(report)
     if standard:
         parts.append(f"best standard schedule ({standard[0]}) {standard[1]:.4g}")
@@ -35,37 +56,40 @@ def training_summary(result: TrainingResult) -> str:
         parts.append(f"time steps alone (the sigmas output) {report.steps_error:.4g}")
     if len(report.gain) == 2:
         low, high = report.gain
-        parts.append(f"error ratio {low:.2f} to {high:.2f} (90 % interval)")
-    parts.append(teacher_summary(info.teacher))
-    return "; ".join(part for part in parts if part)
+        parts.append(f"ratio of errors {low:.2f} to {high:.2f} (90 % interval)")
+    return [text for text in ("; ".join(parts), teacher_summary(info.teacher)) if text]
 
 
-def picture_title(result: TrainingResult) -> str:
-    """The report's title: the file's name and the verdict."""
+def schedule_summary(info: ScheduleInfo) -> str:
+    """What a saved schedule is, and what it is for."""
+    with_extras = f" with {', '.join(info.extras)}" if info.extras else ""
+    made_for = f"for {model_words(info)}, cfg {info.cfg:g}"
+    if info.denoise < 1:
+        made_for += f", denoise {info.denoise:g}"
+    what, found = f"{info.steps} steps of {info.sampler}{with_extras}, {made_for}", ""
+    if info.method != "d-ode":
+        report = Report.from_json(info.report)
+        found = verdict(info.steps, info.sampler, info.teacher.get("steps", 0), report)
+    return _sentences(what, found)
+
+
+def model_words(info: ScheduleInfo) -> str:
+    """The model a schedule was learned for: its file, or else its kind."""
+    if info.model_file:
+        return info.model_file
+    if not info.model_name:
+        return "an unknown model"
+    return ARCHITECTURES.get(info.model_name, f"a model of the kind {info.model_name}")
+
+
+def _sentences(*parts: str) -> str:
+    """Each on a line; with full stops, because Nodes 2.0 shows no line breaks."""
+    return "\n".join(f"{part}." for part in parts if part)
+
+
+def _verdict(result: TrainingResult) -> str:
     info = result.schedule.info
-    found = verdict(info.steps, result.report)
-    return f"{result.path.name}: {found or f'{info.steps} steps of {info.sampler}'}"
-
-
-def verdict(steps: int, report: Report) -> str:
-    """How many steps are saved; "" if that was not measured."""
-    if report.chosen != "learned":
-        return (
-            f"the standard schedule {report.chosen} is closer to the teacher on the test noises "
-            "and is returned"
-        )
-    found = [_equal_steps(curve) for curve in report.compared]
-    found = [text for text in found if text]
-    if not found:
-        return ""
-    return f"{steps} steps come as close to the teacher as {' or '.join(found)}"
-
-
-def _equal_steps(curve: StepsCurve) -> str:
-    count, more = curve.equal_steps()
-    if not count:
-        return ""
-    return f"{'more than ' if more else ''}{count} of {curve.name}"
+    return verdict(info.steps, info.sampler, info.teacher["steps"], result.report)
 
 
 def teacher_summary(teacher: dict[str, Any]) -> str:

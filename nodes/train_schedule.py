@@ -15,11 +15,11 @@ from ..ld3.comfy.requests import (
     PUBLISHED_RADIUS,
     TrainingRequest,
 )
-from ..ld3.comfy.training_job import train_schedule
+from ..ld3.comfy.training_job import check_training, train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
 from .training_output import OUTPUTS, training_output
-from .types import CATEGORY, MOST_SEED, errors_of
+from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, check_widgets, reporting
 
 
 class LD3TrainSchedule(io.ComfyNode):
@@ -64,7 +64,7 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=core_samplers.sampler_names(),
+                    options=core_samplers.deterministic_samplers(),
                     default="dpmpp_2m",
                     tooltip="Sampler the schedule is learned for. Must be deterministic: euler, "
                     "heun, dpmpp_2m, ipndm, uni_pc, deis, res_multistep and similar; not "
@@ -107,7 +107,7 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "teacher_sampler",
-                    options=core_samplers.sampler_names(),
+                    options=core_samplers.deterministic_samplers(),
                     default="dpmpp_2m",
                     tooltip="Sampler of the teacher, the many-step reference that the schedule "
                     "approximates. Must be deterministic. Typical: dpmpp_2m.",
@@ -262,7 +262,7 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "compare_sampler",
-                    options=[AUTO, *core_samplers.sampler_names()],
+                    options=[AUTO, *core_samplers.deterministic_samplers()],
                     default=AUTO,
                     optional=True,
                     advanced=True,
@@ -285,6 +285,12 @@ class LD3TrainSchedule(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, **inputs) -> bool:
+        # an error is raised: ComfyUI repeats one that is returned for every input of the node
+        check_widgets(cls, lambda: check_training(inputs))
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, retrain: bool, **inputs) -> float | str:
         # NaN is not equal to itself: with retrain on, ComfyUI never uses its cached result
         return float("nan") if retrain else ""
@@ -301,7 +307,7 @@ class LD3TrainSchedule(io.ComfyNode):
         vae=None,
         **widgets,
     ) -> io.NodeOutput:
-        with errors_of("LD3 Train Schedule"):
+        with reporting(cls, NOTHING_SAVED):
             request = TrainingRequest(**widgets)
             inputs = GraphInputs(model, positive, negative, latent_image, vae)
             result = train_schedule(inputs, request, name, retrain)

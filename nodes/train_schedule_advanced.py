@@ -10,7 +10,7 @@ from ..ld3.comfy.training_job import train_connected
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
 from .training_output import OUTPUTS, training_output
-from .types import CATEGORY, MOST_SEED, errors_of
+from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, reporting
 
 
 class LD3TrainScheduleAdvanced(io.ComfyNode):
@@ -178,7 +178,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
     def execute(
         cls, name: str, retrain: bool, guider, sampler, sigmas, latent_image, vae=None, **widgets
     ) -> io.NodeOutput:
-        with errors_of("LD3 Train Schedule (Advanced)"):
+        with reporting(cls, NOTHING_SAVED):
             inputs = ConnectedInputs(guider, sampler, sigmas, latent_image, vae)
             result = train_connected(inputs, TrainingOptions(**widgets), name, retrain)
         return training_output(cls, "LD3 Train Schedule (Advanced)", result, sampler)

@@ -13,8 +13,8 @@ from ..ld3.comfy.sampling import schedule_sampler
 from ..ld3.comfy.training_job import TrainingResult
 from ..ld3.plots import report_picture
 from ..ld3.shown_text import shown
-from .messages import picture_title, training_summary, training_warnings
-from .types import MOST_MESSAGE, LD3Schedule, announce
+from .messages import report_details, report_title, training_summary, training_warnings
+from .types import FILE_KEY, MOST_MESSAGE, LD3Schedule, announce
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def training_output(
     picture, problems = _picture(result)
     announce(node, name, summary, [*training_warnings(schedule.info), *problems])
     preview = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(summary).as_dict()
+    preview[FILE_KEY] = [result.path.name]
     if sampler is None or schedule.info.extras:
         sampler = schedule_sampler(schedule)
     return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, picture, ui=preview)
@@ -62,7 +63,8 @@ def training_output(
 def _picture(result: TrainingResult) -> tuple[torch.Tensor, list[str]]:
     """The report as an IMAGE, and what is wrong with it: no picture is worth a schedule."""
     try:
-        pixels, problems = report_picture(result.report, picture_title(result)), []
+        pixels = report_picture(result.report, report_title(result), report_details(result))
+        problems = []
     except Exception as error:
         logger.exception("LD3: the report could not be drawn")
         problems = [f"the report's picture could not be drawn ({error}); the schedule is complete"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from comfy_api.v0_0_2 import io
 
-from ..ld3.comfy.progress import show_text
+from ..ld3.comfy.progress import Interrupted, show_text
 from ..ld3.shown_text import shown
 
 LD3Schedule = io.Custom("LD3_SCHEDULE")
@@ -16,16 +16,43 @@ CATEGORY = "LD3"
 MOST_SEED = 0xFFFFFFFFFFFFFFFF
 MOST_MESSAGE = 4000  # characters
 
+FILE_KEY = "ld3_file"  # of what a node shows: the schedule it saved, for the frontend
+NOTHING_SAVED = "cancelled, nothing saved"
+CLEARED = " "  # the frontend ignores an empty text
+
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def errors_of(node: str) -> Iterator[None]:
-    """Put the node's display name before the message of a ValueError, made harmless to show."""
+def reporting(node: type[io.ComfyNode], cancelled: str = "cancelled") -> Iterator[None]:
+    """Clear the node's text, and write there why the work ends without a result.
+
+    ComfyUI shows errors far from the node, and interruptions not at all. The message of a
+    ValueError, which may quote a file, is made harmless to show.
+    """
+    show(node, CLEARED)
     try:
         yield
+    except Interrupted:
+        show(node, cancelled)
+        raise
     except ValueError as error:
-        raise ValueError(f"{node}: {shown(str(error), MOST_MESSAGE)}") from error
+        message = shown(str(error), MOST_MESSAGE)
+        show(node, message)
+        raise ValueError(message) from error
+    except Exception as error:
+        show(node, str(error) or type(error).__name__)
+        raise
+
+
+def check_widgets(node: type[io.ComfyNode], check: Callable[[], object]) -> None:
+    """Run a check of widgets before the graph runs; what is wrong is also written on the node."""
+    try:
+        check()
+    except ValueError as error:
+        message = shown(str(error), MOST_MESSAGE)
+        show(node, message)
+        raise ValueError(message) from error
 
 
 def show(node: type[io.ComfyNode], message: str) -> None:
@@ -47,4 +74,4 @@ def announce(node: type[io.ComfyNode], name: str, summary: str, warnings: list[s
     """Show a result with its warnings on the node, and log them with its display name."""
     logger.info("%s: %s", name, shown(summary, MOST_MESSAGE))
     warn(node, name, warnings)
-    show(node, "\n".join([summary, *warnings]))
+    show(node, "\n".join([summary, *(f"Warning: {warning}." for warning in warnings)]))

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from ld3 import schedule_file  # noqa: E402
 from ld3.schedule import Schedule  # noqa: E402
 from ld3.training.report import Report  # noqa: E402
+from ld3.training.verdict import verdict  # noqa: E402
 from scripts import comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer, ComfyServerError, raise_for_status  # noqa: E402
 
@@ -78,9 +79,8 @@ def run_demo(options: argparse.Namespace) -> None:
         started = time.monotonic()
         outputs = train(server, prompt)
         seconds = time.monotonic() - started
-        # the node's text starts with the name of the file it wrote
         text = outputs[TRAIN]["text"][0]
-        saved = server.base / "models" / "ld3" / text.split(":")[0]
+        saved = server.base / "models" / "ld3" / outputs[TRAIN]["ld3_file"][0]
         schedule = schedule_file.load(saved)
         shutil.copyfile(saved, output / "emoji.safetensors")
         server.fetch_image(outputs[REPORT]["images"][0]).save(output / "report.png")
@@ -160,20 +160,9 @@ def summary(schedule: Schedule, seconds: float) -> dict[str, Any]:
             asdict(curve) | dict(zip(("equal_steps", "more"), curve.equal_steps(), strict=True))
             for curve in report.compared
         ],
-        "verdict": verdict(info.steps, report),
+        "verdict": verdict(info.steps, info.sampler, info.teacher["steps"], report),
         "seconds": round(seconds, 1),
     }
-
-
-def verdict(steps: int, report: Report) -> str:
-    """How many steps the schedule saves, in one sentence."""
-    if report.chosen != "learned":
-        return f"the standard schedule {report.chosen} is closer to the teacher"
-    counts = [(curve.name, *curve.equal_steps()) for curve in report.compared]
-    found = [f"{'more than ' * more}{count} of {name}" for name, count, more in counts if count]
-    if not found:
-        return "how many steps that saves was not measured"
-    return f"{steps} learned steps come as close to the teacher as {' or '.join(found)}"
 
 
 @dataclass(frozen=True)
@@ -269,8 +258,8 @@ def labelled_grid(
 def print_result(text: str, result: dict[str, Any]) -> None:
     """What the node says of its result, and the errors of the pictures."""
     print()
-    for part in text.split("; "):
-        print(f"  {part}")
+    for line in text.splitlines():
+        print(f"  {line}")
     print("\nerror to the teacher, of the pictures in comparison.png:")
     for label, error in result["pictures_error"].items():
         print(f"  {label:<30}{error:.4f}")

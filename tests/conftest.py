@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 COMFYUI = pytest.StashKey[Path]()
+BROWSER_TESTS = ROOT / "tests" / "browser"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     # More threads do not make the small test models faster.
     torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out tests/browser unless it is named, as `nox -s browser` does: it takes minutes."""
+    named = any("browser" in argument for argument in config.invocation_params.args)
+    return True if collection_path == BROWSER_TESTS and not named else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -93,7 +93,6 @@ def test_what_cannot_be_afforded_or_compared_is_refused_in_the_words_of_the_widg
     files = set(ld3_folder.iterdir())
     with pytest.raises(ValueError) as caught:
         pack_nodes["LD3TrainSchedule"].execute(**inputs | DEFAULTS | {"name": "no"} | changed)
-    assert str(caught.value).startswith("LD3 Train Schedule: ")
     for part in parts:
         assert part in str(caught.value)
     assert set(ld3_folder.iterdir()) == files

@@ -248,7 +248,7 @@ def test_a_learned_schedule_can_be_distilled_once(distill: Any, train: Any, samp
     assert torch.equal(schedule.sigmas, learned.sigmas)
     assert torch.isfinite(sample(schedule)).all()
     if schedule.info.extras:
-        with pytest.raises(ValueError, match="LD3 Distill Solver: .*has D-ODE's lambdas already"):
+        with pytest.raises(ValueError, match="has D-ODE's lambdas already"):
             distill(schedule=schedule)
 
 
@@ -320,7 +320,7 @@ def test_a_schedule_for_another_model_is_refused_or_warned_about(
     distill: Any, demo_inputs: dict[str, Any], flow_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     schedule = plain_schedule(demo_inputs["model"], "euler", euler_sigmas(demo_inputs))
-    with pytest.raises(ValueError, match="LD3 Distill Solver: .*'eps' noise levels"):
+    with pytest.raises(ValueError, match="'eps' noise levels"):
         distill(schedule=schedule, model=flow_model(demo_inputs["model"], 3.0))
     distill(schedule=schedule, cfg=2.0, name="guided")
     assert "was learned at cfg 1, not 2" in caplog.text
@@ -385,7 +385,6 @@ def test_invalid_inputs_of_distilling_are_refused_and_nothing_is_saved(
     files = set(ld3_folder.iterdir())
     with pytest.raises(ValueError) as caught:
         distill(**given)
-    assert str(caught.value).startswith("LD3 Distill Solver: ")
     for part in parts:
         assert part in str(caught.value)
     assert set(ld3_folder.iterdir()) == files
@@ -487,7 +486,7 @@ def test_both_optimizers_learn_by_lpips(
 def test_images_too_small_for_the_network_are_refused(
     train: Any, vae: Any, random_squeezenet: None
 ) -> None:
-    with pytest.raises(ValueError, match="LD3 Train Schedule: .*8.*17"):
+    with pytest.raises(ValueError, match="8.*17"):
         train(distance="lpips-squeeze", vae=vae, name="small")
 
 

@@ -142,3 +142,12 @@ def test_pictures_need_no_pyplot_whose_state_is_global() -> None:
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_long_titles_and_names_stay_inside_the_picture() -> None:
+    title = "a_name_without_any_space_" * 8 + "\nand a verdict of many words" * 6
+    picture = report_picture(finished(), title, ["details " * 60])
+    assert picture.shape[1] == report_picture(finished(), "short").shape[1]
+    ink = (picture.min(-1) < 128).any(0)  # columns of pixels with letters or axes
+    assert not ink[:2].any() and not ink[-2:].any()
+    assert picture.shape[0] > report_picture(finished(), "short").shape[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
-from ..tracing import TracedSampler, UnsupportedSampler
+from ..tracing import SamplerFailed, TracedSampler, UnsupportedSampler
 
 logger = logging.getLogger(__name__)
 STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu")
@@ -28,6 +30,40 @@ PLAIN_ALTERNATIVE = {
 def sampler_names() -> list[str]:
     """All samplers of this ComfyUI, CFG++ and stochastic ones included."""
     return list(comfy.samplers.SAMPLER_NAMES)
+
+
+def deterministic_samplers() -> list[str]:
+    """The samplers a schedule can be learned for, those of other packs included."""
+    refused = _refusals(tuple(sampler_names()))
+    return [name for name in sampler_names() if name not in refused]
+
+
+def check_sampler(widget: str, name: str) -> None:
+    """Raise ValueError, naming the widget, if no model could have a schedule for a sampler."""
+    try:
+        sampler_object(name)
+    except ValueError as error:
+        raise ValueError(f"{widget}: {error}") from error
+    reason = _refusals(tuple(sampler_names())).get(name)
+    if reason is not None:
+        raise ValueError(f"{widget}: {reason}")
+
+
+@cache
+def _refusals(names: tuple[str, ...]) -> dict[str, str]:
+    """Why samplers have no table, by name; traced once for these names, in milliseconds each."""
+    wrap, found = guider_of("flow"), {}
+    sampling, sigmas = wrap.inner_model.model_sampling, torch.tensor([0.9, 0.6, 0.4, 0.2, 0.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of samplers that nobody asked for
+        for name in names:
+            try:
+                traced_sampler(sampler_object(name), sampling, wrap).table(sigmas)
+            except SamplerFailed as error:  # one of another pack may need more than a stand-in
+                logger.info("LD3: the sampler %s needs a model to be read: %s", name, error)
+            except UnsupportedSampler as error:
+                found[name] = refusal(name, error, wrap, sigmas)
+    return found
 
 
 def scheduler_names() -> list[str]:

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "ld3"
 LPIPS_KEY = "lpips"
+NO_SCHEDULE = "no schedule yet: train one with LD3 Train Schedule"
 
 
 def register() -> None:
@@ -63,10 +64,14 @@ def schedule_path(name: str) -> Path:
         path = None
     if path is None:
         known = schedule_names()
-        listed = ", ".join(known[:10]) if known else "none yet: train one with LD3 Train Schedule"
+        if not known:
+            raise ValueError(f"{NO_SCHEDULE}, or put a schedule into {save_folder()}")
+        listed = shown(", ".join(known[:10]), 250)
+        if name in (NO_SCHEDULE, None):
+            raise ValueError(f"no schedule is chosen; choose one: {listed}")
         raise ValueError(
             f"there is no schedule {shown(str(name), 100)!r} in {save_folder()}; there are: "
-            f"{shown(listed, 250)}"
+            f"{listed}"
         )
     return Path(path)
 

@@ -1,4 +1,4 @@
-"""Progress on the node: a bar over model calls and a live picture."""
+"""Progress on the node: a bar over model calls, a line of text and a live picture."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 
 import comfy.model_management
 import comfy.utils
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 from ..plots import report_picture
@@ -15,6 +16,9 @@ from ..training.report import Progress
 logger = logging.getLogger(__name__)
 PICTURE_SECONDS = 2.0  # a picture costs about a quarter of a second
 PICTURE_SIZE = 1024
+TEXT_SECONDS = 0.5
+RATE_SECONDS = 3.0  # before the first calls say how long the others take; they load the model
+Interrupted = comfy.model_management.InterruptProcessingException
 
 
 class LiveProgress:
@@ -22,16 +26,48 @@ class LiveProgress:
 
     def __init__(self) -> None:
         self._bar = comfy.utils.ProgressBar(1)
-        self._drawn = 0.0
+        self._drawn = self._written = 0.0
+        self._first: tuple[float, int] | None = None  # when the first calls were done, and how many
+        context = get_executing_context()
+        self._node = context.node_id if context else None
 
     def __call__(self, progress: Progress) -> None:
         """Show progress; raises ComfyUI's interrupt."""
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self._write(progress)
         picture = None
         if progress.report.baselines and time.monotonic() - self._drawn > PICTURE_SECONDS:
             picture = _picture(progress)
             self._drawn = time.monotonic()
         self._bar.update_absolute(progress.calls, progress.planned_calls, picture)
+
+    def _write(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._first is None and progress.calls:
+            self._first = now, progress.calls
+        if self._node is None or now - self._written < TEXT_SECONDS:
+            return
+        self._written = now
+        since, before = self._first or (now, progress.calls)
+        line = live_line(progress, now - since, progress.calls - before)
+        show_text(self._node, line)
+
+
+def live_line(progress: Progress, seconds: float, calls: int) -> str:
+    """Stage, model calls and time left, for a node; `calls` of them took `seconds`."""
+    line = f"{progress.stage}, {progress.calls:,} of {progress.planned_calls:,} calls"
+    if seconds < RATE_SECONDS or not calls:
+        return line
+    left = (progress.planned_calls - progress.calls) * seconds / calls
+    return f"{line}, about {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit that tells enough: 40 s, 4 min, 2.5 h."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _picture(progress: Progress) -> tuple[str, Image.Image, int] | None:

@@ -10,6 +10,7 @@ from ..metrics import DISTANCES
 from ..training.budget import QUALITIES, calls_of
 from ..training.gradient.gradient_settings import ADAM, PAPER, GradientSettings
 from ..training.settings import TrainingSettings
+from . import core_samplers
 
 GAUSS_NEWTON = "gauss-newton (fast, no autograd)"
 OPTIMIZERS: dict[str, GradientSettings | None] = {
@@ -142,6 +143,17 @@ class TrainingRequest(TrainingOptions):
         settings = super().settings()
         settings.check(self.teacher_steps)
         return settings
+
+    def check(self) -> None:
+        """Raise ValueError, naming the widget, for what is wrong with any model."""
+        self.settings()
+        for widget in ("sampler_name", "teacher_sampler", "compare_sampler"):
+            if getattr(self, widget) != AUTO:
+                core_samplers.check_sampler(widget, getattr(self, widget))
+        for widget in ("teacher_scheduler", "compare_scheduler"):
+            name, known = getattr(self, widget), [AUTO, *core_samplers.scheduler_names()]
+            if name not in known:
+                raise ValueError(f"{widget} is {name!r}; choose one of {', '.join(known)}")
 
     def teacher_facts(self) -> dict[str, Any]:
         """What decides the teacher's samples (the batch size in their last bits)."""

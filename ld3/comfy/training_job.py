@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .connected_setup import ConnectedInputs, setup_of_connected
 from .guiders import kind_of
 from .image_distance import check_image_distance
 from .job import GraphInputs, Job
-from .requests import TrainingOptions, TrainingRequest
+from .requests import AUTO, TrainingOptions, TrainingRequest
 from .training_run import TrainingRun
 from .training_setup import setup_of_widgets
 
@@ -35,6 +35,33 @@ class TrainingResult:
     def report(self) -> Report:
         """What the training reported."""
         return Report.from_json(self.schedule.info.report)
+
+
+LINKED = {
+    "sampler_name": "euler", "steps": 2, "cfg": 1.0, "denoise": 1.0, "seed": 0,
+    "teacher_sampler": "euler", "teacher_scheduler": AUTO, "teacher_steps": 1000,
+    "distance": "l2", "iterations": 0, "training_noises": 0, "heldout_noises": 0, "batch_size": 1,
+}  # fmt: skip
+"""Values that pass all checks, for widgets that get theirs when the graph runs."""
+
+
+def check_training(inputs: dict[str, Any]) -> None:
+    """Check everything about a training that is known before the graph runs.
+
+    Args:
+        inputs: the node's, by name; None where a link is connected.
+
+    Raises:
+        ValueError: the text names the widget, and says what to do.
+    """
+    known = {name: value for name, value in inputs.items() if value is not None}
+    widgets = {field.name: known.get(field.name) for field in fields(TrainingRequest)}
+    given = {name: value for name, value in widgets.items() if value is not None}
+    request = TrainingRequest(**LINKED | given)
+    request.check()
+    check_name(known.get("name", "linked"))
+    if request.distance in IMAGE_DISTANCES and "vae" not in inputs:
+        check_image_distance(request.distance, None)
 
 
 def train_schedule(

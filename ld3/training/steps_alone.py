@@ -45,10 +45,11 @@ def learn_steps_alone(
     u = start.theta[: alone.free_levels]
     iterations = _iterations(settings)
     descent = GaussNewton(objective, alone, u, iterations, settings.gauss_newton)
+    learning = f"learning {settings.steps} steps for the plain sampler"
     for iteration in range(iterations):
         chosen = torch.randperm(len(training), generator=order)[: settings.gauss_newton.noises]
         descent.step(training[chosen])
-        progress.stage(f"learning time steps alone: iteration {iteration + 1} of {iterations}")
+        progress.stage(f"{learning}: iteration {iteration + 1} of {iterations}")
     learned = alone.discretization(descent.theta)
     better = objective.error(learned, validating) < start.error
     return learned if better else alone.discretization(u)

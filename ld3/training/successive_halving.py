@@ -49,7 +49,7 @@ def descend_by_gauss_newton(
         (s.name, GaussNewton(validation.objective, parameters, s.theta, total, constants))
         for s in starts
     ]
-    learned = ", ".join(["time steps", *(extra.value for extra in parameters.extras)])
+    learning = f"learning {settings.steps} steps"
     for number, planned in enumerate(settings.rounds):
         if number:
             descents = _best(descents, planned.descents, validation)
@@ -66,7 +66,7 @@ def descend_by_gauss_newton(
             for _, descent in descents:
                 chosen = torch.randperm(len(training), generator=order)[: planned.noises]
                 descent.step(training[chosen])
-                validation.progress.stage(f"learning {learned}: iteration {done + 1} of {total}")
+                validation.progress.stage(f"{learning}: iteration {done + 1} of {total}")
             if last and left % ITERATIONS_PER_VALIDATION == 0:
                 _consider(*descents[0], validation)
             done += 1

@@ -1,0 +1,47 @@
+"""A real server and windows of its frontend in both renderers; `nox -s browser` runs these tests.
+
+Without Chromium they fail, because a session that was asked for must not pass by doing nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scripts.comfyui_server import ComfyServer
+
+from .driver import Frontend
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium without a window."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert program, "these tests need Chromium (Debian: apt-get install chromium)"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root, which containers and CI often are.
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=["classic", "nodes2"])
+def frontend(
+    request: pytest.FixtureRequest, browser: Browser, server: ComfyServer
+) -> Iterator[Frontend]:
+    """An empty graph in a new window; the pack's scripts must write no error to its console."""
+    opened = Frontend(browser, server, request.param)
+    yield opened
+    errors = opened.errors
+    opened.page.close()
+    assert errors == []

@@ -1,0 +1,139 @@
+"""What the nodes say of their work: live, at its end, when cancelled, and of bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scripts.comfyui_server import ComfyServer
+
+from .driver import QUEUED, Frontend
+
+QUICK: dict[str, Any] = {
+    "sampler_name": "dpmpp_2m", "steps": 3, "cfg": 1, "teacher_steps": 20, "batch_size": 16,
+    "quality": "fast",
+}  # fmt: skip
+NO_SCHEDULE = "no schedule yet: train one with LD3 Train Schedule"
+
+
+def training(frontend: Frontend, **widgets: Any) -> int:
+    """The demo model and LD3 Train Schedule; returns the latter's id."""
+    model = frontend.add("LD3DemoModel", (60, 120), model="flow")
+    prompt = frontend.add("LD3DemoPrompt", (60, 320))
+    train = frontend.add("LD3TrainSchedule", (420, 60), **QUICK | widgets)
+    frontend.connect(model, 0, train, "model")
+    frontend.connect(model, 2, train, "latent_image")
+    for name in ("positive", "negative"):
+        frontend.connect(prompt, 0, train, name)
+    return train
+
+
+def pictures(frontend: Frontend, node: int) -> list[list[int]]:
+    """Sizes of the pictures that a node shows."""
+    if frontend.renderer == "nodes2":
+        sizes = frontend.page.locator(f'[data-node-id="{node}"] img').evaluate_all(
+            "found => found.map(i => [i.naturalWidth, i.naturalHeight])"
+        )
+        return [size for size in sizes if size[0] > 200]
+    return frontend.page.evaluate(
+        """(id) => (window.app.graph.getNodeById(id).imgs ?? [])
+            .map(i => [i.naturalWidth, i.naturalHeight])""",
+        node,
+    )
+
+
+def empty_folder(server: ComfyServer) -> None:
+    """models/ld3 as every new user has it."""
+    folder = server.base / "models" / "ld3"
+    for path in folder.glob("*") if folder.is_dir() else ():
+        path.unlink()
+
+
+def test_without_schedules_load_schedule_says_how_to_get_one(
+    frontend: Frontend, server: ComfyServer
+) -> None:
+    empty_folder(server)
+    frontend.page.reload()
+    frontend.page.wait_for_function("() => window.app?.graph && window.LiteGraph", timeout=60000)
+    frontend.page.wait_for_timeout(2000)
+    frontend.page.evaluate("() => window.app.graph.clear()")
+    load = frontend.add("LD3LoadSchedule", (420, 120))
+    assert frontend.text(load, "name") == NO_SCHEDULE
+    preview = frontend.add("LD3KSampler", (900, 120))
+    frontend.connect(load, 2, preview, "schedule")
+    model = frontend.add("LD3DemoModel", (60, 120))
+    prompt = frontend.add("LD3DemoPrompt", (60, 320))
+    for name in ("positive", "negative"):
+        frontend.connect(prompt, 0, preview, name)
+    frontend.connect(model, 0, preview, "model")
+    frontend.connect(model, 2, preview, "latent_image")
+    decode = frontend.add("VAEDecode", (1200, 120))
+    frontend.connect(preview, 0, decode, "samples")
+    frontend.connect(model, 1, decode, "vae")
+    picture = frontend.add("PreviewImage", (1200, 220))
+    frontend.connect(decode, 0, picture, "images")
+    frontend.press_run()
+    frontend.wait_for(lambda: frontend.text(load))
+    assert frontend.text(load).startswith(NO_SCHEDULE)
+    frontend.screenshot("load-empty")
+
+
+@pytest.mark.parametrize(
+    ("widgets", "message"),
+    [
+        ({"sampler_name": "euler_ancestral"}, "sampler_name: no schedule can be learned for"),
+        ({"teacher_steps": 3}, "teacher_steps is 3 and steps 3; the teacher must take more steps"),
+        ({"name": "../outside"}, "'../outside' cannot be a schedule's name"),
+        ({"distance": "lpips-vgg"}, "distance 'lpips-vgg' compares images, so it needs a VAE"),
+    ],
+    ids=["sampler", "teacher_steps", "name", "distance"],
+)
+def test_bad_widgets_are_refused_on_the_node_before_anything_runs(
+    widgets: dict[str, Any], message: str, frontend: Frontend
+) -> None:
+    train = training(frontend, **widgets)
+    frontend.press_run()
+    frontend.wait_for(lambda: frontend.text(train))
+    assert frontend.text(train).startswith(message)
+    assert "LD3" not in frontend.text(train)  # the node's name is its title
+    frontend.screenshot(f"refused-{next(iter(widgets))}")
+    assert not frontend.page.evaluate(QUEUED)
+
+
+def test_training_shows_one_live_line_then_one_verdict_and_one_report(frontend: Frontend) -> None:
+    train = training(frontend, name=f"live {frontend.renderer}", retrain=True, quality="normal")
+    frontend.press_run()
+    line = frontend.wait_for(lambda: _matching(frontend.text(train), "iteration"), 120)
+    stage, calls, *_ = line.split(", ")
+    assert stage.startswith("learning 3 steps") and " of " in stage
+    assert calls.split(" of ")[1].endswith("calls")
+    frontend.wait_for(lambda: "left" in frontend.text(train), 60)
+    frontend.wait_for(lambda: pictures(frontend, train), 60)
+    frontend.screenshot("training")
+    frontend.wait_for(lambda: "reference" in frontend.text(train) and "learned in"
+                      in frontend.text(train), 240)  # fmt: skip
+    verdict, file = frontend.text(train).split("\n")[:2]
+    assert verdict.startswith("3 steps are as near to the 20-step reference as ")
+    assert f"live {frontend.renderer}" in file and "model calls" in file
+    frontend.page.wait_for_timeout(2500)
+    frontend.screenshot("trained")
+    (size,) = pictures(frontend, train)
+    assert size[0] == 1300  # the report; live pictures are smaller
+
+
+def test_cancelling_a_training_says_that_nothing_was_saved(
+    frontend: Frontend, server: ComfyServer
+) -> None:
+    train = training(frontend, name="cancelled", retrain=True, quality="best")
+    frontend.press_run()
+    frontend.wait_for(lambda: pictures(frontend, train), 120)
+    server.interrupt()
+    frontend.wait_for(lambda: frontend.text(train) == "cancelled, nothing saved")
+    frontend.page.wait_for_timeout(1500)
+    frontend.screenshot("cancelled")
+    assert pictures(frontend, train) == []
+
+
+def _matching(text: str, part: str) -> str:
+    return text if part in text else ""

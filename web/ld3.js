@@ -1,0 +1,58 @@
+// What the nodes need from ComfyUI's frontend beyond widgets and outputs; works in both renderers.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const TEXT = "$$node-text-preview"; // the frontend's widget for send_progress_text
+const LINE = 15, LETTER = 6.2, BORDER = 44; // pixels of that text
+
+const isOurs = (node) => node?.comfyClass?.startsWith("LD3") ?? false;
+const nodeOf = (id) => app.graph?.getNodeById(Number(String(id).split(":").pop()));
+
+// Frontend 1.47 to 1.58 keep a node's live picture after its result has come, or beside it.
+function dropLivePicture(id) {
+    const vue = document.getElementById("vue-app")?.__vue_app__;
+    const stores = vue?.config.globalProperties.$pinia?._s;
+    stores?.get("nodeOutput")?.revokePreviewsByExecutionId?.(String(id));
+    const node = nodeOf(id);
+    if (window.LiteGraph?.vueNodesMode) return;
+    setTimeout(() => { // revoked after 0.4 s; then the classic renderer must look again
+        node.images = node.preview = node.imgs = undefined;
+        node.setDirtyCanvas?.(true, true);
+    }, 600);
+}
+
+// The classic renderer gives the text two lines, and scrolls the others.
+function fitText(node) {
+    const widget = node.widgets?.find((w) => w.name === TEXT);
+    if (!widget?.options || window.LiteGraph?.vueNodesMode) return;
+    const letters = Math.max(20, (node.size[0] - BORDER) / LETTER);
+    const lines = String(widget.value).split("\n")
+        .reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0);
+    const height = BORDER + LINE * Math.max(1, lines);
+    if (height === widget.options.getMinHeight?.()) return;
+    widget.options.getMinHeight = () => height;
+    const least = node.computeSize();
+    if (node.size[1] < least[1]) node.setSize([node.size[0], least[1]]);
+    node.setDirtyCanvas?.(true, true);
+}
+
+app.registerExtension({
+    name: "LD3",
+    setup() {
+        let running = null;
+        api.addEventListener("executing", ({ detail }) => { running = detail ?? running; });
+        api.addEventListener("executed", ({ detail }) => {
+            if (isOurs(nodeOf(detail.node))) dropLivePicture(detail.node);
+            if (detail.output?.ld3_file) app.reloadNodeDefs?.(); // lists the new schedule
+        });
+        for (const event of ["execution_interrupted", "execution_error"])
+            api.addEventListener(event, ({ detail }) => {
+                const id = detail?.node_id ?? running;
+                if (isOurs(nodeOf(id))) dropLivePicture(id);
+            });
+        api.addEventListener("progress_text", ({ detail }) => {
+            const node = nodeOf(detail.nodeId);
+            if (isOurs(node)) setTimeout(() => fitText(node)); // after the frontend has set it
+        });
+    },
+});
