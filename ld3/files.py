@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 LEFTOVER_SECONDS = 600.0  # a write takes milliseconds; clocks of shared folders differ
+PROBE_BYTES = 65_536  # more than a schedule has
 TEMPORARY = ".ld3-{}.tmp"
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 """Errors of file systems without hard links, such as FAT and some network drives."""
@@ -74,7 +75,7 @@ def replace(path: Path, data: bytes) -> None:
 def check_writable(folder: Path) -> None:
     """Raise OSError unless a file can be written there now."""
     folder.mkdir(parents=True, exist_ok=True)
-    _written(folder, b"LD3").unlink()
+    _written(folder, bytes(PROBE_BYTES)).unlink()
 
 
 def remove_leftovers(folder: Path, extension: str) -> None:

@@ -145,7 +145,7 @@ def check_sigmas(sigmas: Tensor) -> None:
     """
     if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MOST_STEPS + 1:
         raise ValueError(
-            f"a schedule is a list of 2 to {MOST_STEPS + 1} noise levels; got shape "
+            f"a schedule is a list of at least 2 noise levels, at most {MOST_STEPS + 1}; got shape "
             f"{tuple(sigmas.shape)}"
         )
     values = [float(s) for s in sigmas]

@@ -14,7 +14,7 @@ from .tracing import CALLS_PER_STEP
 
 FORMAT_VERSION = 2  # 2: extras, such as decoupled times
 INPAINT = "inpaint_options"  # of sampler_options
-MOST_STEPS, MOST_CALLS = 100, 300  # tracing a sampler's table takes time by the square
+MOST_STEPS, MOST_CALLS = 100, 200  # tracing a sampler's table takes time by the square
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class SolverTable:
         tensors = {name: getattr(self, name) for name in ("state_sigmas", "eval_sigmas", "weights")}
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         expected = [(calls,), (calls,), (calls + 1, calls + 1)]
-        if shapes not in (expected, [*expected[:2], (calls + 1, 2 * calls + 1)]):
+        if not calls or shapes not in (expected, [*expected[:2], (calls + 1, 2 * calls + 1)]):
             raise ValueError(
                 f"a table of {calls} calls has state_sigmas, eval_sigmas and weights of shapes "
                 f"{expected}; got {shapes}"

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from .model import Model
 from .parameters import Coordinate
 from .table import Discretization, SolverTable, rollout
+from .teacher_store import TargetStore
 from .trajectories import TeacherTrajectories, subsample
-
-logger = logging.getLogger(__name__)
 
 
 class UndefinedSamples(ValueError):
@@ -83,49 +76,6 @@ class TeacherSamples:
         return TeacherTrajectories(self.table, self.history, coordinate)
 
 
-class TargetStore:
-    """A teacher's samples on disk, so that the next training with it need not repeat them.
-
-    Args:
-        folder: where the files are, one per batch; created when needed.
-        key: everything but noises and latents that decides a target (model, prompt, teacher, ..).
-    """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self._folder, self._key = folder, key
-
-    def get(self, noise: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Target, history and first output of a batch; None if they cannot be read."""
-        path = self._path(noise, latent)
-        try:
-            stored = safetensors.torch.load_file(path) if path.is_file() else {}
-            target, history, first = (stored[name] for name in ("target", "history", "first"))
-        except (safetensors.SafetensorError, OSError, KeyError):
-            return None
-        complete = target.shape == first.shape == noise.shape
-        complete = complete and history[:, 0].shape == subsample(noise).shape
-        return (target, history, first) if complete else None
-
-    def put(self, batch: TeacherSamples, target: Tensor, history: Tensor, first: Tensor) -> None:
-        """Store what the teacher made of a batch; the file appears complete or not at all."""
-        path = self._path(batch.noise, batch.latent)
-        tensors = {"target": target.cpu().contiguous(), "history": history}
-        tensors["first"] = first.cpu().contiguous()
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(tensors, temporary)
-            os.replace(temporary, path)
-        except (OSError, safetensors.SafetensorError) as error:  # a full disk costs only time
-            logger.warning("LD3: a teacher's sample could not be stored: %s", error)
-
-    def _path(self, noise: Tensor, latent: Tensor) -> Path:
-        digest = hashlib.sha256(self._key.encode())
-        for tensor in (noise, latent):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return self._folder / f"{digest.hexdigest()[:40]}.safetensors"
-
-
 def sample_teacher(
     model: Model,
     teacher: Discretization,
@@ -145,14 +95,15 @@ def sample_teacher(
     targets, histories, firsts = [], [], []
     for batch in TeacherSamples(noise, latent, noise).batches(model):
         before_batch()
-        stored = store.get(batch.noise, batch.latent) if store else None
+        states = teacher.table.weights.shape[1]
+        stored = store.get(batch.noise, batch.latent, states) if store else None
         if stored is None:
             result, states = model.sample(teacher, batch.noise, batch.latent)
             history = torch.stack([subsample(s) for s in states], 1)
             stored = result.to(noise.device), history, states[1].to(noise.device)
             _check_finite(stored[0])
             if store:
-                store.put(batch, *stored)
+                store.put(batch.noise, batch.latent, *stored)
         targets.append(stored[0])
         histories.append(stored[1])
         firsts.append(stored[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..ld3.comfy import core_samplers
+from ..ld3.comfy import core_samplers, unsaved
 from ..ld3.comfy.distilling_job import Source, distill_solver
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.requests import DistillRequest
@@ -127,6 +127,10 @@ class LD3DistillSolver(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> float | str:
+        return unsaved.fingerprint()
 
     @classmethod
     def execute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..ld3.comfy import core_samplers
+from ..ld3.comfy import core_samplers, unsaved
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.requests import (
     AUTO,
@@ -15,10 +15,10 @@ from ..ld3.comfy.requests import (
     PUBLISHED_RADIUS,
     TrainingRequest,
 )
-from ..ld3.comfy.training_job import check_training, train_schedule
+from ..ld3.comfy.training_job import CACHE_GB, check_training, train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
-from .training_output import OUTPUTS, training_output
+from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, check_widgets, reporting
 
 
@@ -279,6 +279,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     tooltip="Scheduler you would use otherwise. auto: simple for flow models, "
                     "karras for others.",
                 ),
+                CACHE_GB_INPUT,
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
@@ -293,7 +294,7 @@ class LD3TrainSchedule(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, retrain: bool, **inputs) -> float | str:
         # NaN is not equal to itself: with retrain on, ComfyUI never uses its cached result
-        return float("nan") if retrain else ""
+        return float("nan") if retrain else unsaved.fingerprint()
 
     @classmethod
     def execute(
@@ -305,10 +306,11 @@ class LD3TrainSchedule(io.ComfyNode):
         name: str,
         retrain: bool,
         vae=None,
+        cache_gb: float = CACHE_GB,
         **widgets,
     ) -> io.NodeOutput:
         with reporting(cls, NOTHING_SAVED):
             request = TrainingRequest(**widgets)
             inputs = GraphInputs(model, positive, negative, latent_image, vae)
-            result = train_schedule(inputs, request, name, retrain)
+            result = train_schedule(inputs, request, name, retrain, cache_gb)
         return training_output(cls, "LD3 Train Schedule", result)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..ld3.comfy import unsaved
 from ..ld3.comfy.connected_setup import ConnectedInputs
 from ..ld3.comfy.requests import FULL, LEARN, TrainingOptions
-from ..ld3.comfy.training_job import train_connected
+from ..ld3.comfy.training_job import CACHE_GB, train_connected
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
-from .training_output import OUTPUTS, training_output
+from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, reporting
 
 
@@ -164,6 +165,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     tooltip="VAE that decodes the images. Required for the distances lpips-... and "
                     "pixel-... only.",
                 ),
+                CACHE_GB_INPUT,
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
@@ -172,13 +174,23 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, retrain: bool, **inputs) -> float | str:
         # NaN is not equal to itself: with retrain on, ComfyUI never uses its cached result
-        return float("nan") if retrain else ""
+        return float("nan") if retrain else unsaved.fingerprint()
 
     @classmethod
     def execute(
-        cls, name: str, retrain: bool, guider, sampler, sigmas, latent_image, vae=None, **widgets
+        cls,
+        name: str,
+        retrain: bool,
+        guider,
+        sampler,
+        sigmas,
+        latent_image,
+        vae=None,
+        cache_gb: float = CACHE_GB,
+        **widgets,
     ) -> io.NodeOutput:
         with reporting(cls, NOTHING_SAVED):
             inputs = ConnectedInputs(guider, sampler, sigmas, latent_image, vae)
-            result = train_connected(inputs, TrainingOptions(**widgets), name, retrain)
+            options = TrainingOptions(**widgets)
+            result = train_connected(inputs, options, name, retrain, cache_gb)
         return training_output(cls, "LD3 Train Schedule (Advanced)", result, sampler)

@@ -10,7 +10,7 @@ import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..ld3.comfy.sampling import schedule_sampler
-from ..ld3.comfy.training_job import TrainingResult
+from ..ld3.comfy.training_job import CACHE_GB, TrainingResult
 from ..ld3.plots import report_picture
 from ..ld3.shown_text import shown
 from .messages import report_details, report_title, training_summary, training_warnings
@@ -41,6 +41,20 @@ OUTPUTS = [
     ),
 ]
 
+CACHE_GB_INPUT = io.Float.Input(
+    "cache_gb",
+    default=CACHE_GB,
+    min=0.0,
+    max=10000.0,
+    step=0.5,
+    round=0.1,
+    optional=True,
+    advanced=True,
+    tooltip="Disk space in GB for the teacher's samples of all trainings, which are used again by "
+    "the next training with the same model, prompt and teacher. The oldest are removed first; 0 "
+    "removes all and keeps none. Typical: 4.",
+)
+
 
 def training_output(
     node: type[io.ComfyNode], name: str, result: TrainingResult, sampler: Any = None
@@ -52,7 +66,8 @@ def training_output(
     """
     schedule, summary = result.schedule, shown(training_summary(result), MOST_MESSAGE)
     picture, problems = _picture(result)
-    announce(node, name, summary, [*training_warnings(schedule.info), *problems])
+    warnings = [*result.problems, *training_warnings(schedule.info), *problems]
+    announce(node, name, summary, warnings)
     preview = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(summary).as_dict()
     preview[FILE_KEY] = [result.path.name]
     if sampler is None or schedule.info.extras:

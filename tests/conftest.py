@@ -106,12 +106,13 @@ def pack_nodes(pack: ModuleType) -> dict[str, type]:
 def ld3_folder(
     pack_nodes: dict[str, type], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """models/ld3; it and ComfyUI's temporary folder are replaced by empty ones for a module."""
+    """models/ld3; it and ComfyUI's temporary and user folders are replaced by empty ones."""
     import folder_paths
 
     known, folder = folder_paths.folder_names_and_paths, tmp_path_factory.mktemp("ld3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "temp_directory", str(tmp_path_factory.mktemp("temp")))
+        patch.setattr(folder_paths, "user_directory", str(tmp_path_factory.mktemp("user")))
         patch.setitem(known, "ld3", ([str(folder)], {".safetensors"}))
         yield folder
 

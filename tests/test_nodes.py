@@ -32,14 +32,14 @@ CONTRACT = {
         "teacher_scheduler:COMBO teacher_steps:INT retrain:BOOLEAN denoise:FLOAT distance:COMBO "
         "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT learn:COMBO "
         "optimizer:COMBO soft_radius:FLOAT vae:VAE quality:COMBO minutes:FLOAT "
-        "compare_sampler:COMBO compare_scheduler:COMBO",
+        "compare_sampler:COMBO compare_scheduler:COMBO cache_gb:FLOAT",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3TrainScheduleAdvanced": {
         "inputs": "guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT steps:INT "
         "name:STRING seed:INT learn:COMBO quality:COMBO minutes:FLOAT retrain:BOOLEAN "
         "distance:COMBO iterations:INT training_noises:INT heldout_noises:INT batch_size:INT "
-        "vae:VAE",
+        "vae:VAE cache_gb:FLOAT",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3LoadSchedule": {

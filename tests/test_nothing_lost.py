@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -134,3 +136,100 @@ def test_shown_text_is_short_and_keeps_its_ends() -> None:
     text = shown("start" + "x" * 10_000 + "end", 100)
     assert len(text) <= 100 and text.startswith("start") and text.endswith("end")
     assert shown("a\nb") == "a\nb"
+
+
+@pytest.fixture
+def disk(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`disk.fails(code, after)`: writes fail with an error code, after so many good ones."""
+    real = os.fsync
+
+    def fails(code: int, after: int = 0) -> None:
+        left = [after]
+
+        def fsync(handle: int) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(code, os.strerror(code))
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return SimpleNamespace(fails=fails, works=lambda: monkeypatch.setattr(os, "fsync", real))
+
+
+FAULTS = [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES, errno.EDQUOT]
+
+
+@pytest.mark.parametrize("code", FAULTS, ids=errno.errorcode.get)
+def test_a_folder_that_cannot_be_written_is_reported_before_the_learning(
+    code: int, train: Any, disk: Any, ld3_folder: Path, demo_inputs: Any
+) -> None:
+    before, calls = set(ld3_folder.iterdir()), []
+    model = demo_inputs["model"].clone()
+    model.set_model_unet_function_wrapper(lambda *a: calls.append(a))
+    disk.fails(code)
+    with pytest.raises(ValueError, match=f"nothing can be written .{os.strerror(code)}"):
+        train(name="unwritable", seed=5, model=model)
+    assert not calls and set(ld3_folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("code", FAULTS[:3], ids=errno.errorcode.get)
+def test_a_schedule_that_cannot_be_saved_is_returned_and_saved_by_the_next_run(
+    code: int, train: Any, disk: Any, ld3_folder: Path, pack_nodes: Any, caplog: Any
+) -> None:
+    """And no model call is made for that."""
+    settings = {"name": f"full {code}", "seed": 600 + code, "cache_gb": 0.0}
+    whole = train(**settings | {"name": "whole"})
+    (ld3_folder / f"{whole[2].name}.safetensors").unlink()
+    before = set(ld3_folder.iterdir())
+    node = pack_nodes["LD3TrainSchedule"]
+    assert node.fingerprint_inputs(retrain=False) == ""
+    disk.fails(code, after=1)  # the folder can be written when the learning begins
+    for retrain in (False, True):
+        sigmas, _, schedule, _ = train(**settings, retrain=retrain)
+        assert torch.equal(sigmas, whole[0]) and schedule.name == settings["name"]
+        assert "run the workflow again to save it" in caplog.text
+        assert set(ld3_folder.iterdir()) == before
+        # so that ComfyUI runs the node again
+        assert node.fingerprint_inputs(retrain=False) != node.fingerprint_inputs(retrain=False)
+        caplog.clear()
+    disk.works()
+    saved = train(**settings, retrain=True)
+    assert saved[2].name == settings["name"] and torch.equal(saved[0], whole[0])
+    assert node.fingerprint_inputs(retrain=False) == "" and not caplog.records
+    assert set(ld3_folder.iterdir()) - before == {ld3_folder / f"{settings['name']}.safetensors"}
+
+
+def patched(model: Any, change: Any) -> Any:
+    """A MODEL whose network's outputs are changed."""
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(
+        lambda call, given: change(call(given["input"], given["timestep"], **given["c"]))
+    )
+    return clone
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[:, :, :4], lambda x: torch.cat([x, x], 1)],
+    ids=["cut", "channels"],
+)
+def test_a_model_of_another_output_shape_gets_an_error_in_the_words_of_the_screen(
+    change: Any, train: Any, demo_inputs: Any
+) -> None:
+    with pytest.raises(ValueError, match="the model.*shape.*KSampler"):
+        train(name="shape", seed=9, model=patched(demo_inputs["model"], change))
+
+
+def test_a_constant_model_gets_no_warning_about_samples_that_are_alike(
+    train: Any, pack_nodes: Any, ld3_folder: Path, caplog: Any, flow_model: Any, demo_inputs: Any
+) -> None:
+    """Every sampler is exact for it: nothing can be wrong with the schedule."""
+    constant = demo_inputs["model"].clone()
+    picture = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
+    constant.set_model_sampler_post_cfg_function(
+        lambda given: picture.expand_as(given["denoised"]).clone()
+    )
+    _, _, schedule, _ = train(name="constant", model=constant, quality="normal")
+    assert "alike" not in caplog.text and "not certain" not in caplog.text
+    assert schedule.info.report["spread"] is None

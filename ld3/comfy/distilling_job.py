@@ -143,9 +143,10 @@ def distill_solver(
     job = inputs.job(request.cfg)
     settings = asdict(request) | {"distill": Extra.D_ODE.value}
     key = job.key(settings, job.samples, job.batch_index, *source.contents)
-    saved = folders.saved_schedule(key, name)
+    saved = folders.saved_again(key) or folders.saved_schedule(key, name)
     if saved is not None:
-        return DistillResult(*saved, warnings)
+        return DistillResult(saved.schedule, saved.path, [*warnings, *saved.problems])
+    folders.check_writable()
 
     def distilled(guided: GuidedRun) -> tuple[dode.Distilled, int]:
         noises, latents = job.noises(request.seed, 2 * request.training_noises)
@@ -186,4 +187,5 @@ def distill_solver(
         **job.provenance(),
     )
     schedule = Schedule(student.sigmas, student.table, info)
-    return DistillResult(*folders.save_schedule(schedule, name), warnings)
+    saved = folders.save_schedule(schedule, name)
+    return DistillResult(saved.schedule, saved.path, [*warnings, *saved.problems])

@@ -4,13 +4,18 @@ networks for LPIPS in `models/lpips`."""
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
 
+from ..files import check_writable as check_folder
 from ..schedule import Schedule
 from ..schedule_file import EXTENSION, ScheduleFileError, load, read_info, save
 from ..shown_text import shown
+from ..teacher_store import TeacherStore
+from . import unsaved
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +52,15 @@ def lpips_folder() -> Path:
 
 
 def target_folder() -> Path:
-    """Where teacher samples are stored; ComfyUI empties it when it starts."""
-    return Path(folder_paths.get_temp_directory()) / KEY
+    """Where teacher samples are stored: in a user folder that no web page can read."""
+    return Path(folder_paths.get_system_user_directory(KEY)) / "teacher"
+
+
+def teacher_store(gigabytes: float) -> TeacherStore:
+    """Where teachers' samples are kept, up to a size; 0 removes them."""
+    store = TeacherStore(target_folder(), int(gigabytes * 1e9))
+    store.trim()
+    return store
 
 
 def schedule_names() -> list[str]:
@@ -76,7 +88,15 @@ def schedule_path(name: str) -> Path:
     return Path(path)
 
 
-def saved_schedule(key: str, name: str) -> tuple[Schedule, Path] | None:
+class SavedSchedule(NamedTuple):
+    """A schedule, its file, and what a user should know if it could not be written."""
+
+    schedule: Schedule
+    path: Path
+    problems: list[str] = []
+
+
+def saved_schedule(key: str, name: str) -> SavedSchedule | None:
     """The newest undamaged schedule of identical work, preferably with that name."""
     folder = save_folder()
     found = []
@@ -86,13 +106,41 @@ def saved_schedule(key: str, name: str) -> tuple[Schedule, Path] | None:
             found.append((path.stem == name, path.stat().st_mtime, path))
     for _, _, path in sorted(found, reverse=True):
         try:
-            return load(path), path
+            return SavedSchedule(load(path), path)
         except ScheduleFileError as error:
             logger.warning("LD3: %s; the work is repeated", error)
     return None
 
 
-def save_schedule(schedule: Schedule, name: str) -> tuple[Schedule, Path]:
-    """Save, and return what the file contains and its path."""
-    path = save(schedule, save_folder(), name)
-    return load(path), path
+def check_writable() -> None:
+    """Raise ValueError unless a schedule can be saved now: better before the work than after it."""
+    try:
+        check_folder(save_folder())
+    except OSError as error:
+        raise ValueError(
+            f"new schedules are saved in {save_folder()}, where nothing can be written "
+            f"({error.strerror}); make it writable or free space on its disk"
+        ) from error
+
+
+def save_schedule(schedule: Schedule, name: str) -> SavedSchedule:
+    """Save a schedule, and return what its file contains; one that cannot be saved is kept."""
+    try:
+        path = save(schedule, save_folder(), name)
+        return SavedSchedule(load(path), path)
+    except (OSError, ValueError, TypeError) as error:
+        unsaved.keep(schedule, name)
+        logger.exception("LD3: schedule %s could not be saved", name)
+        problem = (
+            f"the schedule could not be saved in {save_folder()} ({error}). It is complete, and "
+            "kept until ComfyUI ends: free space or make the folder writable, then run the "
+            "workflow again to save it"
+        )
+        path = save_folder() / f"{name}{EXTENSION}"
+        return SavedSchedule(replace(schedule, name=name), path, [problem])
+
+
+def saved_again(key: str) -> SavedSchedule | None:
+    """What could not be saved before, saved now if possible; None if there is nothing to save."""
+    found = unsaved.taken(key)
+    return None if found is None else save_schedule(*found)

@@ -135,6 +135,26 @@ def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
     return (time.perf_counter() - started) / len(x)
 
 
+def _output(model: Model, x: Tensor, sigma: Tensor) -> Tensor:
+    """The model's output; ValueError if it has not the shape of its input."""
+    try:
+        output = model(x, sigma)
+    except RuntimeError as error:
+        shapes = any(word in str(error) for word in ("shape", "size", "dimension"))
+        if comfy.model_management.is_oom(error) or not shapes:
+            raise
+        raise ValueError(
+            f"the model cannot be called with latent_image's shape {tuple(x.shape[1:])}: {error}. "
+            "Check that both work together in a plain KSampler"
+        ) from error
+    if output.shape != x.shape:
+        raise ValueError(
+            f"the model's output has shape {tuple(output.shape[1:])} for an input of "
+            f"{tuple(x.shape[1:])}; remove patches that change it, and check it in a plain KSampler"
+        )
+    return output
+
+
 def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
     """Refuse a model whose output depends on earlier calls: shared calls would then be wrong.
 
@@ -152,7 +172,7 @@ def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
     model.begin_rollout(torch.cat([levels, torch.zeros(1)]))
     first, second = (model.scale_noise(noise, latent, float(s)) for s in levels)
     calls = [(first, levels[0]), (second, levels[1]), (first, levels[0])]
-    outputs = [model(x, s.to(model.device).expand(x.shape[0])) for x, s in calls]
+    outputs = [_output(model, x, s.to(model.device).expand(x.shape[0])) for x, s in calls]
     if not torch.isfinite(outputs[0]).all():
         raise ValueError(
             "the model's output is infinite or undefined (NaN); check that the model works in a "

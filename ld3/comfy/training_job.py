@@ -21,13 +21,16 @@ from .requests import AUTO, TrainingOptions, TrainingRequest
 from .training_run import TrainingRun
 from .training_setup import setup_of_widgets
 
+CACHE_GB = 4.0
+
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A saved schedule, and whether it was trained just now."""
+    """A schedule, its file and problems with it, and whether it was trained just now."""
 
     schedule: Schedule
     path: Path
+    problems: list[str]
     trained: bool
     seconds: float
 
@@ -65,12 +68,17 @@ def check_training(inputs: dict[str, Any]) -> None:
 
 
 def train_schedule(
-    inputs: GraphInputs, request: TrainingRequest, name: str, retrain: bool = False
+    inputs: GraphInputs,
+    request: TrainingRequest,
+    name: str,
+    retrain: bool = False,
+    cache_gb: float = CACHE_GB,
 ) -> TrainingResult:
     """Learn, save and return a schedule; identical settings return the saved one unless `retrain`.
 
     Args:
         name: file name to save under; a name already in use gets a number.
+        cache_gb: gigabytes for the teacher's samples of all trainings; 0 removes them.
 
     Raises:
         ValueError: a request that cannot be met; the text says which widget and what to do.
@@ -78,18 +86,24 @@ def train_schedule(
     settings, name = request.settings(), check_name(name)
     vae = _vae(inputs.vae, request)
     job, setup = inputs.job(request.cfg), setup_of_widgets(inputs.model, request)
-    return _trained(TrainingRun(job, request, settings, setup, vae), name, retrain)
+    store = folders.teacher_store(cache_gb)
+    return _trained(TrainingRun(job, request, settings, setup, vae, store), name, retrain)
 
 
 def train_connected(
-    inputs: ConnectedInputs, request: TrainingOptions, name: str, retrain: bool = False
+    inputs: ConnectedInputs,
+    request: TrainingOptions,
+    name: str,
+    retrain: bool = False,
+    cache_gb: float = CACHE_GB,
 ) -> TrainingResult:
     """The same for a guider, a sampler and the teacher's sigmas; arguments and errors as there."""
     settings, name = request.settings(), check_name(name)
     inputs.check(request.steps)
     vae = _vae(inputs.vae, request)
     job, setup = Job(inputs.guider, inputs.latent_image), setup_of_connected(inputs, request)
-    return _trained(TrainingRun(job, request, settings, setup, vae), name, retrain)
+    store = folders.teacher_store(cache_gb)
+    return _trained(TrainingRun(job, request, settings, setup, vae, store), name, retrain)
 
 
 def _vae(vae: Any, request: TrainingOptions) -> Any:
@@ -104,10 +118,13 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     job, request, setup, vae = training.job, training.request, training.setup, training.vae
     decoder = fingerprint.weights_hash(vae.first_stage_model) if vae else None
     key = job.key(asdict(request), job.samples, job.batch_index, decoder, *setup.contents)
-    saved = None if retrain else folders.saved_schedule(key, name)
+    saved = folders.saved_again(key)
+    if saved is None and not retrain:
+        saved = folders.saved_schedule(key, name)
     if saved is not None:
         return TrainingResult(*saved, trained=False, seconds=0.0)
 
+    folders.check_writable()
     started = time.monotonic()
     first_sigmas = setup.teachers.sigmas[setup.teachers.first]
     outcome = job.run(training.run, first_sigmas, request.batch_size, request.seed)
@@ -125,5 +142,5 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
         report=report.as_json(),
         **job.provenance(),
     )
-    schedule, path = folders.save_schedule(Schedule(solver.sigmas, solver.table, info), name)
-    return TrainingResult(schedule, path, trained=True, seconds=time.monotonic() - started)
+    saved = folders.save_schedule(Schedule(solver.sigmas, solver.table, info), name)
+    return TrainingResult(*saved, trained=True, seconds=time.monotonic() - started)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..teacher import TargetStore
+from ..teacher_store import TargetStore, TeacherStore
 from ..tracing import TracedSampler
 from ..training import teacher_choice
 from ..training.planning import planned_calls, within_budget
@@ -21,7 +21,6 @@ from ..training.report import Progress, ProgressReporter
 from ..training.settings import TrainingSettings
 from ..training.teacher_choice import Candidate, TeacherCheck, check_teachers
 from ..training.train import Learned, train
-from . import folders
 from .auto_teacher import TeacherOptions
 from .gradient.differentiable_model import differentiable_run, normal_tensors
 from .gradient.gradient_check import check_gradient
@@ -79,6 +78,7 @@ class TrainingRun:
         request: the widgets.
         settings: what the request says of them; the model's speed and sampler decide the rest.
         vae: for distances between images, else None.
+        teacher_store: where teachers' samples are kept.
     """
 
     job: Job
@@ -86,6 +86,7 @@ class TrainingRun:
     settings: TrainingSettings
     setup: TrainingSetup
     vae: Any
+    teacher_store: TeacherStore
 
     @property
     def teachers(self) -> TeacherOptions:
@@ -185,7 +186,7 @@ class TrainingRun:
         """Where a teacher's samples are kept."""
         facts = self.setup.teacher_facts | {"teacher_scheduler": scheduler}
         key = self.job.key(facts, *self.setup.contents)
-        return TargetStore(folders.target_folder(), key)
+        return self.teacher_store.samples(key)
 
     def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
         """What the distance compares, with VAE and model loaded side by side."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..schedule import MOST_CALLS
 from ..tracing import TracedSampler
 from ..training.steps_saved import Rival
 from . import core_samplers, rivals
@@ -47,7 +48,14 @@ class TrainingSetup:
 
     def traced(self, wrap: Any, sigmas: Tensor) -> TracedSampler:
         """The student's sampler in a running guider, checked at some sigmas (N+1,)."""
-        return core_samplers.widget_sampler(*self.sampler, sigmas, wrap)
+        found = core_samplers.widget_sampler(*self.sampler, sigmas, wrap)
+        calls = found.table(sigmas).model_calls
+        if calls > MOST_CALLS:
+            raise ValueError(
+                f"{self.sampler[0]}: it makes {calls} model calls in {len(sigmas) - 1} steps; a "
+                f"schedule can have {MOST_CALLS} at most: use fewer steps, or another sampler"
+            )
+        return found
 
     def traced_teacher(self, wrap: Any) -> TracedSampler:
         """The teacher's."""

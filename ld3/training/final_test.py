@@ -20,6 +20,7 @@ from .report import ProgressReporter, Report, best_baseline, finite
 from .steps_saved import COMPARED_NOISES, Rival, steps_curve
 from .validation import Objective, errors
 
+ALIKE = 1e-4  # relative difference of samples that is rounding
 SPREAD_ELEMENTS = 4096  # per sample, by which spreads are compared
 
 
@@ -39,8 +40,8 @@ def measured_report(
     """
     progress.stage("measuring the learned schedule")
     learned = _Test.of(objective, solver, test)
-    ratio = spread(learned.elements) / max(spread(subsample(test.target, SPREAD_ELEMENTS)), 1e-12)
-    report = replace(report, test_error=learned.error, spread=finite(ratio))
+    elements = subsample(test.target, SPREAD_ELEMENTS)
+    report = replace(report, test_error=learned.error, spread=_spread(learned.elements, elements))
     name = best_baseline(report.baselines, "ranking_error")
     few = test[:COMPARED_NOISES]
     rivals: list[tuple[Rival, dict[int, float]]] = [(problem.own, {})] if problem.own else []
@@ -71,6 +72,13 @@ def measured_report(
         curve = steps_curve(rival, (solver.steps, error), objective, few, known, before_run)
         report = replace(report, compared=[*report.compared, curve])
     return report
+
+
+def _spread(learned: Tensor, teacher: Tensor) -> float | None:
+    """The student's spread relative to the teacher's; None if the teacher's samples are alike."""
+    reference = spread(teacher)
+    alike = reference <= ALIKE * float(teacher.norm(dim=1).mean())
+    return None if alike else finite(spread(learned) / reference)
 
 
 def _wins(standard: Tensor, learned: Tensor) -> bool:

@@ -24,7 +24,8 @@ from ..metrics import rmse
 from ..model import Model
 from ..parameters import Coordinate
 from ..table import Discretization
-from ..teacher import TargetStore, UndefinedSamples, sample_teacher
+from ..teacher import UndefinedSamples, sample_teacher
+from ..teacher_store import TargetStore
 from .report import finite
 
 Noises = tuple[Tensor, Tensor]

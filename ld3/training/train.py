@@ -16,7 +16,8 @@ from torch import Tensor
 from ..metrics import LATENT_DISTANCES, Distance
 from ..model import REPEAT_TOLERANCE, Model
 from ..table import Discretization, Extra
-from ..teacher import TargetStore, TeacherSamples, sample_teacher
+from ..teacher import TeacherSamples, sample_teacher
+from ..teacher_store import TargetStore
 from ..trajectories import subsample
 from . import dode, successive_halving
 from .candidates import (
