@@ -95,8 +95,9 @@ def sample_teacher(
     targets, histories, firsts = [], [], []
     for batch in TeacherSamples(noise, latent, noise).batches(model):
         before_batch()
-        states = teacher.table.weights.shape[1]
-        stored = store.get(batch.noise, batch.latent, states) if store else None
+        stored = None
+        if store:
+            stored = store.get(batch.noise, batch.latent, teacher.table.weights.shape[1])
         if stored is None:
             result, states = model.sample(teacher, batch.noise, batch.latent)
             history = torch.stack([subsample(s) for s in states], 1)

@@ -15,12 +15,13 @@ from torch import Tensor
 from demo.demo_model import encode_prompt, load_demo_model
 from ld3.comfy import core_samplers, training_run
 from ld3.comfy.executor import TableSampler
-from ld3.comfy.guided_run import GuidedRun, cfg_guider, run
+from ld3.comfy.guided_run import GuidedRun, run
+from ld3.comfy.guiders import cfg_guider
 from ld3.comfy.job import GraphInputs
 from ld3.comfy.requests import TrainingRequest
 from ld3.comfy.sampling import prepared_sampling, sample
 from ld3.comfy.training_job import TrainingResult, train_schedule
-from ld3.schedule import load
+from ld3.schedule_file import load
 from ld3.table import Discretization, SolverTable
 from ld3.training.report import Progress
 
