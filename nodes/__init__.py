@@ -9,6 +9,7 @@ from .ksampler import LD3KSampler
 from .load_schedule import LD3LoadSchedule
 from .train_schedule import LD3TrainSchedule
 from .train_schedule_advanced import LD3TrainScheduleAdvanced
+from .training_options import LD3TrainingOptions
 
 
 class LD3Extension(ComfyExtension):
@@ -21,6 +22,7 @@ class LD3Extension(ComfyExtension):
         return [
             LD3TrainSchedule,
             LD3TrainScheduleAdvanced,
+            LD3TrainingOptions,
             LD3LoadSchedule,
             LD3KSampler,
             LD3DistillSolver,

@@ -18,6 +18,7 @@ from ..ld3.comfy.requests import (
 from ..ld3.comfy.training_job import CACHE_GB, check_training, train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
+from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, check_widgets, reporting
 
@@ -163,6 +164,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=0,
                     max=200,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Optimization iterations of the best start. With gradient (Adam): "
                     "passes over the training noises. 0: as quality or minutes allow. Typical: 0.",
                 ),
@@ -172,6 +174,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Number of noises to learn from; a third as many decide which schedule "
                     "is kept. Each requires one sampling of the teacher. 0: as quality or minutes "
                     "allow. Typical: 0.",
@@ -182,6 +185,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Number of test noises, on which the result competes with the best "
                     "standard schedule: the better one is returned. 0: as quality or minutes "
                     "allow. Typical: 0.",
@@ -192,6 +196,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Samples per model call. Larger is faster if memory allows; the result "
                     "is the same up to rounding. Typical: 4; 1 for models that barely fit into "
                     "memory.",
@@ -280,6 +285,7 @@ class LD3TrainSchedule(io.ComfyNode):
                     "karras for others.",
                 ),
                 CACHE_GB_INPUT,
+                OPTIONS_INPUT,
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
@@ -307,10 +313,11 @@ class LD3TrainSchedule(io.ComfyNode):
         retrain: bool,
         vae=None,
         cache_gb: float = CACHE_GB,
+        options=None,
         **widgets,
     ) -> io.NodeOutput:
         with reporting(cls, NOTHING_SAVED):
-            request = TrainingRequest(**widgets)
+            request = TrainingRequest(**with_options(widgets, options))
             inputs = GraphInputs(model, positive, negative, latent_image, vae)
             result = train_schedule(inputs, request, name, retrain, cache_gb)
         return training_output(cls, "LD3 Train Schedule", result)

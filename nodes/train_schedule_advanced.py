@@ -10,6 +10,7 @@ from ..ld3.comfy.requests import FULL, LEARN, TrainingOptions
 from ..ld3.comfy.training_job import CACHE_GB, train_connected
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
+from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, reporting
 
@@ -126,6 +127,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     min=0,
                     max=200,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Optimization iterations of the best start. 0: as quality or minutes "
                     "allow. Typical: 0.",
                 ),
@@ -135,6 +137,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Number of noises to learn from; a third as many decide which schedule "
                     "is kept. Each requires one sampling of the teacher. 0: as quality or minutes "
                     "allow. Typical: 0.",
@@ -145,6 +148,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     min=0,
                     max=4096,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Number of test noises, on which the result competes with the best "
                     "standard schedule: the better one is returned. 0: as quality or minutes "
                     "allow. Typical: 0.",
@@ -155,6 +159,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Samples per model call. Larger is faster if memory allows; the result "
                     "is the same up to rounding. Typical: 4; 1 for models that barely fit into "
                     "memory.",
@@ -166,6 +171,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     "pixel-... only.",
                 ),
                 CACHE_GB_INPUT,
+                OPTIONS_INPUT,
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
@@ -187,10 +193,11 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
         latent_image,
         vae=None,
         cache_gb: float = CACHE_GB,
+        options=None,
         **widgets,
     ) -> io.NodeOutput:
         with reporting(cls, NOTHING_SAVED):
             inputs = ConnectedInputs(guider, sampler, sigmas, latent_image, vae)
-            options = TrainingOptions(**widgets)
-            result = train_connected(inputs, options, name, retrain, cache_gb)
+            request = TrainingOptions(**with_options(widgets, options))
+            result = train_connected(inputs, request, name, retrain, cache_gb)
         return training_output(cls, "LD3 Train Schedule (Advanced)", result, sampler)

@@ -12,6 +12,7 @@ from ..ld3.comfy.progress import Interrupted, show_text
 from ..ld3.shown_text import shown
 
 LD3Schedule = io.Custom("LD3_SCHEDULE")
+TrainingOptionsType = io.Custom("LD3_TRAINING_OPTIONS")
 CATEGORY = "LD3"
 MOST_SEED = 0xFFFFFFFFFFFFFFFF
 MOST_MESSAGE = 4000  # characters

@@ -32,15 +32,20 @@ CONTRACT = {
         "teacher_scheduler:COMBO teacher_steps:INT retrain:BOOLEAN denoise:FLOAT distance:COMBO "
         "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT learn:COMBO "
         "optimizer:COMBO soft_radius:FLOAT vae:VAE quality:COMBO minutes:FLOAT "
-        "compare_sampler:COMBO compare_scheduler:COMBO cache_gb:FLOAT",
+        "compare_sampler:COMBO compare_scheduler:COMBO cache_gb:FLOAT "
+        "options:LD3_TRAINING_OPTIONS",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3TrainScheduleAdvanced": {
         "inputs": "guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT steps:INT "
         "name:STRING seed:INT learn:COMBO quality:COMBO minutes:FLOAT retrain:BOOLEAN "
         "distance:COMBO iterations:INT training_noises:INT heldout_noises:INT batch_size:INT "
-        "vae:VAE cache_gb:FLOAT",
+        "vae:VAE cache_gb:FLOAT options:LD3_TRAINING_OPTIONS",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
+    },
+    "LD3TrainingOptions": {
+        "inputs": "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT",
+        "outputs": "options:LD3_TRAINING_OPTIONS",
     },
     "LD3LoadSchedule": {
         "inputs": "name:COMBO",
@@ -290,6 +295,17 @@ def test_identical_settings_return_the_saved_schedule(train: Any, ld3_folder: Pa
     again = train(name="kept")
     assert set(ld3_folder.iterdir()) == files
     assert again[2].name == first[2].name and torch.equal(again[0], first[0])
+
+
+def test_connected_options_are_the_same_numbers_as_those_of_older_workflows(
+    pack_nodes: dict[str, type], train: Any, ld3_folder: Path
+) -> None:
+    names = ("iterations", "training_noises", "heldout_noises", "batch_size")
+    options = pack_nodes["LD3TrainingOptions"].execute(**{name: TINY[name] for name in names})[0]
+    first, files = train(name="widgets"), set(ld3_folder.iterdir())
+    others = {"iterations": 0, "training_noises": 7, "heldout_noises": 0, "batch_size": 1}
+    again = train(name="options", options=options, **others)
+    assert set(ld3_folder.iterdir()) == files and torch.equal(again[0], first[0])
 
 
 def test_the_number_of_empty_latents_does_not_matter(

@@ -36,8 +36,50 @@ function fitText(node) {
     node.setDirtyCanvas?.(true, true);
 }
 
+// Widgets that another node replaced are hidden, and in the classic renderer, as in Nodes 2.0,
+// advanced ones until they are asked for; but never one with another value than its default.
+function hideExpertWidgets(node) {
+    const inputs = node.constructor.nodeData?.input ?? {};
+    const defaults = { ...inputs.required, ...inputs.optional };
+    const classic = !window.LiteGraph?.vueNodesMode;
+    for (const widget of node.widgets ?? []) {
+        const [options, given = {}] = defaults[widget.name] ?? [];
+        if (!given.hidden && !(classic && given.advanced)) continue;
+        const standard = given.default ?? given.options?.[0] ?? options?.[0];
+        const wanted = given.hidden ? false : node.properties.ld3_advanced;
+        widget.hidden = widget.options.hidden = !wanted && widget.value === standard;
+    }
+}
+
+function toggleAdvanced(node) {
+    node.properties.ld3_advanced = !node.properties.ld3_advanced;
+    hideExpertWidgets(node);
+    node.setSize([node.size[0], node.computeSize()[1]]);
+    node.setDirtyCanvas(true, true);
+}
+
+function hasAdvanced(node) {
+    const inputs = node.constructor.nodeData?.input ?? {};
+    return Object.values({ ...inputs.required, ...inputs.optional })
+        .some(([, given]) => given?.advanced && !given.hidden);
+}
+
 app.registerExtension({
     name: "LD3",
+    nodeCreated(node) {
+        if (!isOurs(node)) return;
+        hideExpertWidgets(node);
+        node.setSize([Math.max(node.size[0], 300), node.computeSize()[1]]);
+    },
+    loadedGraphNode(node) {
+        if (isOurs(node)) hideExpertWidgets(node);
+    },
+    getNodeMenuItems(node) {
+        if (!isOurs(node) || !hasAdvanced(node) || window.LiteGraph?.vueNodesMode) return [];
+        const shown = node.properties.ld3_advanced;
+        const content = shown ? "Hide advanced inputs" : "Show advanced inputs";
+        return [{ content, callback: () => toggleAdvanced(node) }];
+    },
     setup() {
         let running = null;
         api.addEventListener("executing", ({ detail }) => { running = detail ?? running; });

@@ -101,6 +101,45 @@ def test_bad_widgets_are_refused_on_the_node_before_anything_runs(
     assert not frontend.page.evaluate(QUEUED)
 
 
+def visible_widgets(frontend: Frontend, node: int) -> list[str]:
+    return frontend.page.evaluate(
+        """([id, classic]) => window.app.graph.getNodeById(id).widgets
+            .filter(w => !w.hidden && (classic || !w.options.advanced))
+            .map(w => w.name)""",
+        [node, frontend.renderer == "classic"],
+    )
+
+
+def test_few_widgets_are_shown_and_only_samplers_that_work(frontend: Frontend) -> None:
+    train = training(frontend, batch_size=4)
+    shown = visible_widgets(frontend, train)
+    assert {"sampler_name", "steps", "cfg", "name", "quality"} <= set(shown) and len(shown) <= 12
+    offered = frontend.page.evaluate(
+        """(id) => window.app.graph.getNodeById(id).widgets
+            .find(w => w.name === 'sampler_name').options.values""",
+        train,
+    )
+    assert {"euler", "dpmpp_2m"} <= set(offered)
+    assert not {"euler_ancestral", "lcm"} & set(offered)
+    frontend.screenshot("widgets")
+
+
+def test_numbers_of_older_workflows_are_shown(frontend: Frontend) -> None:
+    """Saved while these widgets were visible, with values of their own."""
+    train = training(frontend, batch_size=16, iterations=5, sampler_name="euler_ancestral")
+    frontend.page.evaluate("() => window.app.loadGraphData(window.app.graph.serialize())")
+    frontend.page.wait_for_timeout(500)
+    hidden = frontend.page.evaluate(
+        """(id) => window.app.graph.getNodeById(id).widgets.filter(w => w.hidden)
+            .map(w => w.name)""",
+        train,
+    )
+    assert {"training_noises", "heldout_noises"} <= set(hidden)
+    assert not {"iterations", "batch_size", "sampler_name"} & set(hidden)
+    assert frontend.text(train, "batch_size") == "16"
+    assert frontend.text(train, "sampler_name") == "euler_ancestral"
+
+
 def test_training_shows_one_live_line_then_one_verdict_and_one_report(frontend: Frontend) -> None:
     train = training(frontend, name=f"live {frontend.renderer}", retrain=True, quality="normal")
     frontend.press_run()
