@@ -112,3 +112,13 @@ def spread(samples: Tensor) -> float:
     """
     # on the CPU, since not every device computes pairwise distances
     return float(torch.pdist(samples.detach().flatten(1).float().cpu()).mean())
+
+
+def mean_distance(samples: Tensor, others: Tensor) -> float:
+    """Mean RMSE between a sample and those of other indices: two (n, elements) -> float.
+
+    NaN for fewer than two samples.
+    """
+    distances = torch.cdist(samples.float().cpu(), others.float().cpu())
+    distances = distances[~torch.eye(len(samples), dtype=torch.bool)]
+    return float(distances.mean()) / samples.shape[1] ** 0.5

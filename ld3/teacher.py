@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +13,6 @@ from torch import Tensor
 from .model import Model
 from .parameters import Coordinate
 from .table import Discretization, SolverTable, rollout
-from .teacher_store import TargetStore
 from .trajectories import TeacherTrajectories, subsample
 
 
@@ -76,12 +77,59 @@ class TeacherSamples:
         return TeacherTrajectories(self.table, self.history, coordinate)
 
 
+class Targets(Protocol):
+    """Where a teacher's samples are kept; see `ld3.teacher_store.TargetStore`."""
+
+    def get(
+        self, noise: Tensor, latent: Tensor, states: int
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Target, history and first output of a batch; None if they must be sampled."""
+
+    def put(
+        self, noise: Tensor, latent: Tensor, target: Tensor, history: Tensor, first: Tensor
+    ) -> None:
+        """Store what the teacher made of a batch."""
+
+
+class KnownTargets:
+    """Samples of a teacher that cannot be called any more, by noise and latent.
+
+    Args:
+        samples: with history and first output.
+    """
+
+    def __init__(self, samples: TeacherSamples) -> None:
+        if samples.history is None or samples.first_output is None:
+            raise ValueError("these samples lack the teacher's rollouts: use `sample_teacher`")
+        self._known = samples.target, samples.history, samples.first_output
+        pairs = zip(samples.noise, samples.latent, strict=True)
+        self._rows = {_digest(*pair): row for row, pair in enumerate(pairs)}
+
+    def get(self, noise: Tensor, latent: Tensor, states: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Target, history and first output of a batch; KeyError for another noise."""
+        rows = [self._rows[_digest(*pair)] for pair in zip(noise, latent, strict=True)]
+        target, history, first = (known[rows] for known in self._known)
+        return target, history, first
+
+    def put(
+        self, noise: Tensor, latent: Tensor, target: Tensor, history: Tensor, first: Tensor
+    ) -> None:
+        """Nothing: all samples are known."""
+
+
+def _digest(*tensors: Tensor) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
 def sample_teacher(
     model: Model,
     teacher: Discretization,
     noise: Tensor,
     latent: Tensor,
-    store: TargetStore | None = None,
+    store: Targets | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> TeacherSamples:
     """Sample noises and latents (n, *latent) with the teacher, or take batches from `store`.

@@ -15,6 +15,7 @@ from ..ld3.training.teacher_choice import TeacherCheck
 from ..ld3.training.verdict import verdict
 
 LEAST_SPREAD = 0.9  # of the teacher's; below it samples are visibly alike
+POOR_MATCH = 0.9  # of the error to the teacher's samples of other noises
 POOR_FLOW_SCHEDULERS = ("karras", "exponential")  # docs/benchmarks.md, "Which teacher"
 ARCHITECTURES = {  # ComfyUI's classes in words, where they say little
     "BaseModel": "a model of Stable Diffusion's kind",
@@ -117,6 +118,7 @@ def training_warnings(info: ScheduleInfo) -> list[str]:
     """What a user should know before relying on the result."""
     report = Report.from_json(info.report)
     found = _teacher_warnings(info, report.test_error)
+    found += _other_teacher_warnings(info, report)
     if len(report.gain) == 2 and report.gain[0] < 1 < report.gain[1]:
         low, high = report.gain
         found.append(
@@ -130,6 +132,22 @@ def training_warnings(info: ScheduleInfo) -> list[str]:
             "steps (lower teacher_steps)"
         )
     return found
+
+
+def _other_teacher_warnings(info: ScheduleInfo, report: Report) -> list[str]:
+    """Whether a teacher that is another model cannot be matched by any schedule."""
+    error, unrelated = report.test_error, report.unrelated_error
+    if "guider" not in info.teacher or error is None or not unrelated:
+        return []
+    if error < POOR_MATCH * unrelated:
+        return []
+    return [
+        "no schedule comes close to teacher_guider's samples: the error to the sample of the same "
+        f"noise is {error:.2g}, to those of other noises {unrelated:.2g}. This model does not turn "
+        "a noise into the image its teacher does (as with distribution matching, DMD), so matching "
+        "them is ill-posed: disconnect teacher_guider, and connect sigmas of this model's own "
+        "sampling in many steps"
+    ]
 
 
 def _teacher_warnings(info: ScheduleInfo, learned: float | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from comfy_api.v0_0_2 import io
 
 from ..ld3.comfy import unsaved
@@ -172,6 +174,20 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                 ),
                 CACHE_GB_INPUT,
                 OPTIONS_INPUT,
+                io.Guider.Input(
+                    "teacher_guider",
+                    optional=True,
+                    tooltip="Guider of the teacher, for a distilled model: the model it was "
+                    "distilled from (without the LoRA) at its own cfg. It samples first and is "
+                    "then unloaded. Without it, guider is the teacher too.",
+                ),
+                io.Sigmas.Input(
+                    "compare_with",
+                    optional=True,
+                    tooltip="Noise levels you would use otherwise, such as those of the model's "
+                    "page (ManualSigmas). They compete on the test noises and are returned where "
+                    "they are better.",
+                ),
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
@@ -187,17 +203,14 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
         cls,
         name: str,
         retrain: bool,
-        guider,
-        sampler,
-        sigmas,
-        latent_image,
-        vae=None,
         cache_gb: float = CACHE_GB,
         options=None,
-        **widgets,
+        **connected_and_widgets,
     ) -> io.NodeOutput:
+        widgets = dict(connected_and_widgets)
+        names = [part.name for part in fields(ConnectedInputs)]
+        inputs = ConnectedInputs(**{key: widgets.pop(key) for key in names if key in widgets})
         with reporting(cls, NOTHING_SAVED):
-            inputs = ConnectedInputs(guider, sampler, sigmas, latent_image, vae)
             request = TrainingOptions(**with_options(widgets, options))
             result = train_connected(inputs, request, name, retrain, cache_gb)
-        return training_output(cls, "LD3 Train Schedule (Advanced)", result, sampler)
+        return training_output(cls, "LD3 Train Schedule (Advanced)", result, inputs.sampler)

@@ -42,6 +42,22 @@ def test_the_workflow_for_sampler_custom_advanced_trains_and_samples(server: Com
     assert ", loaded" in server.run(prompt | {"9": renamed(prompt["9"])})["9"]["text"][0]
 
 
+def test_the_workflow_for_a_distilled_model_learns_from_its_teacher(server: ComfyServer) -> None:
+    prompt = twin("LD3 train a distilled model")
+    prompt["10"]["inputs"] |= TINY
+    prompt["6"]["inputs"]["steps"] = 8
+    outputs = server.run(prompt)
+    assert outputs["10"]["text"][0].startswith("distilled.safetensors: 3 steps of euler, learned")
+    assert "ill-posed" not in outputs["10"]["text"][0]
+    teacher, page, learned = (pictures(server, outputs, key) for key in ("18", "19", "20"))
+    for found in (page, learned):
+        assert 0 < np.abs(found - teacher).mean() < 0.5 * np.abs(teacher - teacher.mean()).mean()
+    saved = schedule_file.load(server.base / "models" / "ld3" / "distilled.safetensors")
+    assert saved.info.teacher["guider"] == "CFGGuider" and saved.info.cfg == 1
+    measured = saved.info.report["baselines"]["compare_with"]
+    assert measured["sigmas"] == [1.0, 0.75, 0.5, 0.25, 0.0] and measured["heldout_error"] > 0
+
+
 def renamed(node: dict[str, Any]) -> dict[str, Any]:
     """A node that ComfyUI's own cache does not know; the name is none of the settings."""
     return node | {"inputs": node["inputs"] | {"name": "another"}}

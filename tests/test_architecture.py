@@ -22,7 +22,6 @@ FIXED_SIGNATURES = {
     "nodes/distill_solver.py: execute": "ComfyUI passes every input of a node by its name",
     "nodes/ksampler.py: execute": "ComfyUI passes every input of a node by its name",
     "nodes/train_schedule.py: execute": "ComfyUI passes every input of a node by its name",
-    "nodes/train_schedule_advanced.py: execute": "as above",
 }
 
 

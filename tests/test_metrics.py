@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld3.metrics import LATENT_DISTANCES, Distance, rmse
+from ld3.metrics import LATENT_DISTANCES, Distance, mean_distance, rmse
 
 # the least-squares problem 1/2 sum w r^2 / d has this many times the gradient of the distance
 CONSTANT = {"pseudo-huber": 1.0, "l1": 1.0, "l2": 0.5}
@@ -103,3 +103,11 @@ def test_scores_of_images_are_those_of_their_features() -> None:
 def test_an_unknown_distance_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'cosine'.*pseudo-huber, l2, l1"):
         Distance("cosine")
+
+
+def test_the_mean_distance_leaves_out_pairs_of_the_same_index() -> None:
+    samples = torch.tensor([[0.0, 0.0], [3.0, 3.0]])
+    others = torch.tensor([[100.0, 100.0], [1.0, 1.0]])
+    # from the first to the second, and from the second to the first
+    assert mean_distance(samples, others) == pytest.approx((1 + 97) / 2)
+    assert mean_distance(samples[:1], others[:1]) != mean_distance(samples[:1], others[:1])  # NaN

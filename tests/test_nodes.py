@@ -40,7 +40,8 @@ CONTRACT = {
         "inputs": "guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT steps:INT "
         "name:STRING seed:INT learn:COMBO quality:COMBO minutes:FLOAT retrain:BOOLEAN "
         "distance:COMBO iterations:INT training_noises:INT heldout_noises:INT batch_size:INT "
-        "vae:VAE cache_gb:FLOAT options:LD3_TRAINING_OPTIONS",
+        "vae:VAE cache_gb:FLOAT options:LD3_TRAINING_OPTIONS teacher_guider:GUIDER "
+        "compare_with:SIGMAS",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3TrainingOptions": {

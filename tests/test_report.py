@@ -103,7 +103,13 @@ NEW = replace(
         StepsCurve("dpmpp_2m, karras", [2], [0.3], 0.12),
     ],
 )
-SINCE = {"gain": [], "steps_sigmas": [], "steps_error": None, "compared": []}
+SINCE = {
+    "unrelated_error": None,
+    "gain": [],
+    "steps_sigmas": [],
+    "steps_error": None,
+    "compared": [],
+}
 NOT_WRITTEN = {"initial_error", "training_error"}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..parameters import check_sigmas
 from ..schedule import INPAINT
+from ..table import Discretization
 from ..tracing import TracedSampler
 from ..training.steps_saved import (
     MOST_OWN,
@@ -21,12 +22,12 @@ from ..training.steps_saved import (
 from . import core_samplers
 from .auto_teacher import TeacherOptions
 from .executor import TableSampler
-from .guiders import check_guider
+from .guiders import check_guider, check_same_latents, kind_of
 from .levels import Span, resampled_levels
 from .requests import TrainingOptions
 from .training_setup import TrainingSetup
 
-CONNECTED = "connected sigmas"
+CONNECTED, COMPARED = "connected sigmas", "compare_with"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +39,35 @@ class ConnectedInputs:
     sigmas: Tensor
     latent_image: dict[str, Any]
     vae: Any = None
+    teacher_guider: Any = None
+    compare_with: Tensor | None = None
 
     def check(self, steps: int) -> None:
         """Raise ValueError, naming the input, for what no schedule can be learned from."""
         check_guider("guider", self.guider)
         _check_sampler(self.sampler)
         sampling = self.guider.model_patcher.get_model_object("model_sampling")
-        _check_teacher(self.levels, steps, float(sampling.sigma_max))
+        largest = float(sampling.sigma_max)
+        _check_sigmas("sigmas", self.levels, largest)
+        if len(self.levels) - 1 <= steps:
+            raise ValueError(
+                f"sigmas have {len(self.levels) - 1} steps and steps is {steps}; the teacher must "
+                "take more steps than the student: connect sigmas of more steps (20 is typical)"
+            )
+        if self.compare_with is not None:
+            _check_sigmas(COMPARED, _on_cpu(self.compare_with), largest)
+        if self.teacher_guider is not None:
+            check_guider("teacher_guider", self.teacher_guider)
+            check_same_latents(self.guider.model_patcher, self.teacher_guider.model_patcher)
 
     @property
     def levels(self) -> Tensor:
         """The teacher's sigmas, float32 on the CPU."""
-        return self.sigmas.detach().cpu().float()
+        return _on_cpu(self.sigmas)
+
+
+def _on_cpu(sigmas: Tensor) -> Tensor:
+    return sigmas.detach().cpu().float()
 
 
 def _check_sampler(sampler: Any) -> None:
@@ -65,19 +83,14 @@ def _check_sampler(sampler: Any) -> None:
         )
 
 
-def _check_teacher(sigmas: Tensor, steps: int, largest: float) -> None:
+def _check_sigmas(name: str, sigmas: Tensor, largest: float) -> None:
     try:
         check_sigmas(sigmas)
     except ValueError as error:
-        raise ValueError(f"sigmas: {error}; connect a scheduler node") from error
-    if len(sigmas) - 1 <= steps:
-        raise ValueError(
-            f"sigmas have {len(sigmas) - 1} steps and steps is {steps}; the teacher must take more "
-            "steps than the student: connect sigmas of more steps (20 is typical)"
-        )
+        raise ValueError(f"{name}: {error}; connect a scheduler node") from error
     if float(sigmas[0]) > 1.001 * largest:
         raise ValueError(
-            f"sigmas start at {float(sigmas[0]):.4g}, this model's largest noise level is "
+            f"{name} start at {float(sigmas[0]):.4g}, this model's largest noise level is "
             f"{largest:.4g}; use a scheduler node with this model"
         )
 
@@ -88,19 +101,29 @@ def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> Tra
     sampling = inputs.guider.model_patcher.get_model_object("model_sampling")
     label = core_samplers.sampler_label(sampler)
     span = Span(sampling, float(sigmas[0]), float(sigmas[-1]))
+    given = {CONNECTED: sigmas}
+    if inputs.compare_with is not None:
+        given[COMPARED] = _on_cpu(inputs.compare_with)
     baselines = span.schedules(steps) | {CONNECTED: resampled_levels(sigmas, steps)}
+    baselines |= {COMPARED: given[COMPARED]} if COMPARED in given else {}
     options = [label, sampler.sampler_function, sampler.extra_options, sampler.inpaint_options]
 
+    def levels(scheduler: str, steps: int) -> Tensor:
+        if scheduler in given:
+            return resampled_levels(given[scheduler], steps)
+        return span.sigmas(scheduler, steps)
+
     def standard(traced: TracedSampler, scheduler: str, own: bool = False) -> Rival:
-        def solver(steps: int) -> Any:
-            if scheduler == CONNECTED:
-                return traced.discretization(resampled_levels(sigmas, steps))
-            return traced.discretization(span.sigmas(scheduler, steps))
+        def solver(steps: int) -> Discretization:
+            return traced.discretization(levels(scheduler, steps))
 
         multiples, most = (OWN_MULTIPLES, MOST_OWN) if own else (STANDARD_MULTIPLES, MOST_STANDARD)
-        calls = most * traced.table(baselines[scheduler]).model_calls
+        calls = most * solver(steps).table.model_calls
         return Rival(f"{label} + {scheduler}", solver, multiples, calls)
 
+    teacher = {"sampler": label, "steps": len(sigmas) - 1, "requested": CONNECTED}
+    if inputs.teacher_guider is not None:
+        teacher["guider"] = kind_of(inputs.teacher_guider)
     return TrainingSetup(
         ("sampler", sampler),
         ("sampler", sampler),
@@ -114,9 +137,10 @@ def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> Tra
             # of SIGMAS unknown; LD3 KSampler samples them as they are at its usual 1
             "denoise": 1.0,
             "sampler_options": {INPAINT: dict(sampler.inpaint_options)},
-            "teacher": {"sampler": label, "steps": len(sigmas) - 1, "requested": CONNECTED},
+            "teacher": teacher,
         },
         contents=(sigmas, options),
+        always=(COMPARED,) if COMPARED in given else (),
         start_sigma=span.start,
         end_sigma=span.end,
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
+import torch
 from torch import Tensor
+
+from . import core_samplers
 
 
 def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
@@ -24,6 +27,34 @@ def check_guider(name: str, guider: Any) -> None:
             f"{name} is a {type(guider).__name__} without {' and '.join(missing)}; connect a "
             "GUIDER, such as the output of BasicGuider or CFGGuider"
         )
+
+
+def check_same_latents(model: Any, teacher: Any) -> None:
+    """Raise ValueError unless a teacher's MODEL has latents and noise levels as the student's."""
+    kinds = [core_samplers.is_flow(m.get_model_object("model_sampling")) for m in (model, teacher)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"teacher_guider's model is {_level_kind(kinds[1])}, guider's is "
+            f"{_level_kind(kinds[0])}: their noise levels mean different things; connect the model "
+            "that this one was distilled from"
+        )
+    formats = [m.get_model_object("latent_format") for m in (model, teacher)]
+    shapes = [(f.latent_channels, f.latent_dimensions) for f in formats]
+    channels, dimensions = shapes[0]
+    probe = torch.tensor([0.0, 1.0]).reshape(2, 1, *[1] * dimensions)
+    probe = probe.repeat(1, channels, *[1] * dimensions)
+    same = shapes[0] == shapes[1] and torch.allclose(*(f.process_in(probe) for f in formats))
+    if not same:
+        raise ValueError(
+            f"teacher_guider's model has {shapes[1][0]} latent channels in the format "
+            f"{type(formats[1]).__name__}, guider's {shapes[0][0]} in {type(formats[0]).__name__}: "
+            "their latents mean different images; connect the model that this one was distilled "
+            "from"
+        )
+
+
+def _level_kind(flow: bool) -> str:
+    return "a flow model" if flow else "no flow model"
 
 
 def kind_of(guider: Any) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import comfy.model_management
+from torch import Tensor
 
 from ..metrics import IMAGE_DISTANCES
 from ..schedule import Schedule, ScheduleInfo
@@ -18,7 +21,7 @@ from .guiders import kind_of
 from .image_distance import check_image_distance
 from .job import GraphInputs, Job
 from .requests import AUTO, TrainingOptions, TrainingRequest
-from .training_run import TrainingRun
+from .training_run import Outcome, TrainingRun
 from .training_setup import setup_of_widgets
 
 CACHE_GB = 4.0
@@ -102,8 +105,10 @@ def train_connected(
     inputs.check(request.steps)
     vae = _vae(inputs.vae, request)
     job, setup = Job(inputs.guider, inputs.latent_image), setup_of_connected(inputs, request)
-    store = folders.teacher_store(cache_gb)
-    return _trained(TrainingRun(job, request, settings, setup, vae, store), name, retrain)
+    store, other = folders.teacher_store(cache_gb), inputs.teacher_guider
+    teacher_job = None if other is None else Job(other, inputs.latent_image)
+    training = TrainingRun(job, request, settings, setup, vae, store, teacher_job)
+    return _trained(training, name, retrain)
 
 
 def _vae(vae: Any, request: TrainingOptions) -> Any:
@@ -114,10 +119,23 @@ def _vae(vae: Any, request: TrainingOptions) -> Any:
     return vae
 
 
+def _outcome(training: TrainingRun, sigmas: Tensor) -> Outcome:
+    """Learn; a teacher that is another model samples first and is unloaded."""
+    request, teacher_job, task = training.request, training.teacher_job, training.run
+    if teacher_job is not None:
+        taught = teacher_job.run(training.teach, sigmas, request.batch_size, request.seed)
+        comfy.model_management.unload_model_and_clones(teacher_job.model)
+        task = partial(training.run, taught=taught)
+    return training.job.run(task, sigmas, request.batch_size, request.seed)
+
+
 def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     job, request, setup, vae = training.job, training.request, training.setup, training.vae
     decoder = fingerprint.weights_hash(vae.first_stage_model) if vae else None
-    key = job.key(asdict(request), job.samples, job.batch_index, decoder, *setup.contents)
+    contents = [job.samples, job.batch_index, decoder, *setup.contents]
+    contents += [setup.baselines[name] for name in setup.always]
+    contents += [training.teacher_job.key({})] if training.teacher_job else []
+    key = job.key(asdict(request), *contents)
     saved = folders.saved_again(key)
     if saved is None and not retrain:
         saved = folders.saved_schedule(key, name)
@@ -127,7 +145,7 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     folders.check_writable()
     started = time.monotonic()
     first_sigmas = setup.teachers.sigmas[setup.teachers.first]
-    outcome = job.run(training.run, first_sigmas, request.batch_size, request.seed)
+    outcome = _outcome(training, first_sigmas)
     solver, report = outcome.learned
     described = setup.described
     info = ScheduleInfo(

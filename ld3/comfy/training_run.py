@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..teacher import KnownTargets, TeacherSamples, sample_teacher
 from ..teacher_store import TargetStore, TeacherStore
 from ..tracing import TracedSampler
 from ..training import teacher_choice
@@ -51,6 +52,14 @@ class Outcome(NamedTuple):
         }
 
 
+class Taught(NamedTuple):
+    """What a teacher that is another model has sampled, for how large a training."""
+
+    settings: TrainingSettings
+    samples: TeacherSamples
+    calls: int
+
+
 class _Test(NamedTuple):
     """A test of teachers, see `ld3.training.teacher_choice`."""
 
@@ -72,13 +81,14 @@ class _Test(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training; `run` is the task of a guided run.
+    """A training; `run` is the task of a guided run, after `teach` where the teacher has its own.
 
     Attributes:
         request: the widgets.
         settings: what the request says of them; the model's speed and sampler decide the rest.
         vae: for distances between images, else None.
         teacher_store: where teachers' samples are kept.
+        teacher_job: of a teacher that is another model or guider, else None.
     """
 
     job: Job
@@ -87,13 +97,28 @@ class TrainingRun:
     setup: TrainingSetup
     vae: Any
     teacher_store: TeacherStore
+    teacher_job: Job | None = None
 
     @property
     def teachers(self) -> TeacherOptions:
         """The teacher's noise levels."""
         return self.setup.teachers
 
-    def run(self, guided: GuidedRun) -> Outcome:
+    def teach(self, guided: GuidedRun) -> Taught:
+        """Choose the size of the training, and sample a teacher that is another model."""
+        assert self.teacher_job is not None
+        noises = self._noises(guided, self.request.batch_size)
+        check_stateless(guided, *noises)
+        problem = self._problem(guided, self.setup.traced_teacher(guided.model_wrap))
+        settings = self._settings(guided, problem, noises)
+        noises, planned = self._noises(guided, settings.noises), planned_calls(problem, settings)
+        progress = ProgressReporter(guided.model, planned, LiveProgress())
+        before_batch = partial(progress.stage, "teacher")
+        store = self._store(self.teachers.first)
+        samples = sample_teacher(guided.model, problem.teacher, *noises, store, before_batch)
+        return Taught(settings, samples, progress.calls)
+
+    def run(self, guided: GuidedRun, taught: Taught | None = None) -> Outcome:
         """Choose size and teacher, then learn."""
         request = self.request
         with ExitStack() as stack:
@@ -105,10 +130,10 @@ class TrainingRun:
                 check_gradient(guided, noises[0][:1], noises[1][:1])
             teacher = self.setup.traced_teacher(guided.model_wrap)
             problem = self._problem(guided, teacher)
-            settings = self._settings(guided, problem, noises)
+            settings = taught.settings if taught else self._settings(guided, problem, noises)
             noises, progress = self._noises(guided, settings.noises), LiveProgress()
             test = self._test(teacher, noises, settings.training_noises, request.batch_size)
-            calls, check = 0, None
+            calls, check = taught.calls if taught else 0, None
             if test:
                 planned = test.calls + planned_calls(problem, settings)
                 on_stage = ProgressReporter(guided.model, planned, progress).stage
@@ -121,7 +146,9 @@ class TrainingRun:
                 teacher=teacher.discretization(self.teachers.sigmas[scheduler]),
                 image_features=self._image_features(guided, noises[1][:1], stack),
             )
-            store, on_progress = self._store(scheduler), _after(calls, progress)
+            store = KnownTargets(taught.samples) if taught else self._store(scheduler)
+            # those of another teacher are planned already
+            on_progress = _after(calls, 0 if taught else calls, progress)
             learned = train(problem, settings, *noises, store, on_progress)
         report = replace(learned.report, teacher_calls=learned.report.teacher_calls + calls)
         return Outcome(Learned(learned.solver, report), scheduler, check, settings)
@@ -185,7 +212,7 @@ class TrainingRun:
     def _store(self, scheduler: str) -> TargetStore:
         """Where a teacher's samples are kept."""
         facts = self.setup.teacher_facts | {"teacher_scheduler": scheduler}
-        key = self.job.key(facts, *self.setup.contents)
+        key = (self.teacher_job or self.job).key(facts, *self.setup.contents)
         return self.teacher_store.samples(key)
 
     def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
@@ -209,6 +236,8 @@ class TrainingRun:
             setup.baselines,
             setup.end_sigma,
             teacher,
+            other_teacher=self.teacher_job is not None,
+            always=setup.always,
         )
         if self.request.quality == "fast" or self.request.gradient:
             return problem
@@ -223,11 +252,11 @@ class TrainingRun:
         return sigmas[chosen]
 
 
-def _after(calls: int, progress: LiveProgress) -> Callable[[Progress], None]:
-    """Shows events of a training that follows that many model calls."""
+def _after(calls: int, more: int, progress: LiveProgress) -> Callable[[Progress], None]:
+    """Shows events of a training after that many model calls, some of them more than it planned."""
 
     def show(event: Progress) -> None:
-        planned = event.planned_calls + calls
+        planned = event.planned_calls + more
         progress(replace(event, calls=event.calls + calls, planned_calls=planned))
 
     return show

@@ -27,6 +27,7 @@ class TrainingSetup:
         baselines: standard schedules by name.
         start_sigma, end_sigma: first and last level of the learned schedule; the model's largest if
             the first is None.
+        always: baselines that are measured in any case.
         own: running guider, sampler -> what the user would use otherwise.
         standard: sampler, name of a baseline -> it at any number of steps.
         teacher_facts, contents: what decides the teacher's samples besides model, guidance and
@@ -43,6 +44,7 @@ class TrainingSetup:
     teacher_facts: dict[str, Any]
     described: dict[str, Any]
     contents: tuple[Any, ...] = ()
+    always: tuple[str, ...] = ()
     start_sigma: float | None = None
     end_sigma: float = 0.0
 

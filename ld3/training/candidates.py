@@ -57,11 +57,12 @@ class Start:
 class Competitors:
     """What is learned, and standard schedules by scheduler.
 
-    Those with the student's steps and calls can be starts.
+    Those with the student's steps and calls can be starts; `always` are ranked first.
     """
 
     parameters: FewParameters
     baselines: dict[str, Discretization]
+    always: tuple[str, ...] = ()
 
     def as_baselines(self) -> dict[str, Baseline]:
         """What a report says of the baselines before anything is measured."""
@@ -158,8 +159,10 @@ def rank_baselines(
 ) -> dict[str, Tensor]:
     """Scores (n,) of the standard schedules that are best on the surrogate, by scheduler."""
     solvers, coordinate = competitors.baselines, competitors.parameters.levels.coordinate
-    likely: list[str] = []
-    for name in sorted(solvers, key=lambda name: surrogate.error(solvers[name].table)):
+    likely, always = list[str](), competitors.always
+    for name in sorted(
+        solvers, key=lambda name: (name not in always, surrogate.error(solvers[name].table))
+    ):
         others = [solvers[other].table.state_sigmas for other in likely]
         if not any(_alike(solvers[name].table.state_sigmas, o, coordinate) for o in others):
             likely.append(name)

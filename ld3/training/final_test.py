@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..metrics import rmse, spread
+from ..metrics import mean_distance, rmse, spread
 from ..table import Discretization
 from ..teacher import TeacherSamples
 from ..trajectories import subsample
@@ -40,25 +40,31 @@ def measured_report(
     """
     progress.stage("measuring the learned schedule")
     learned = _Test.of(objective, solver, test)
-    elements = subsample(test.target, SPREAD_ELEMENTS)
-    report = replace(report, test_error=learned.error, spread=_spread(learned.elements, elements))
-    name = best_baseline(report.baselines, "ranking_error")
+    targets = subsample(test.target, SPREAD_ELEMENTS)
+    report = replace(
+        report,
+        test_error=learned.error,
+        spread=_spread(learned.elements, targets),
+        unrelated_error=finite(mean_distance(learned.elements, targets)),
+    )
     few = test[:COMPARED_NOISES]
     rivals: list[tuple[Rival, dict[int, float]]] = [(problem.own, {})] if problem.own else []
+    progress.show(report)
+    tests = _baseline_tests(objective, problem, test, report, progress)
+    for name, measured in tests.items():
+        baseline = replace(report.baselines[name], test_error=measured.error)
+        report = replace(report, baselines=report.baselines | {name: baseline})
+    name = best_baseline(report.baselines, "test_error")
     if name is not None:
-        progress.show(report)
-        progress.stage(f"measuring {name}")
-        baseline = problem.sampler.discretization(problem.baselines[name])
-        standard = _Test.of(objective, baseline, test)
-        measured = replace(report.baselines[name], test_error=standard.error)
+        standard = tests[name]
         report = replace(
             report,
             chosen=name if _wins(standard.scores, learned.scores) else "learned",
             gain=bootstrap_interval(learned.scores, standard.scores),
-            baselines=report.baselines | {name: measured},
         )
         if problem.standard:
-            known = {baseline.steps: float(standard.errors[: len(few)].mean())}
+            steps = len(problem.baselines[name]) - 1
+            known = {steps: float(standard.errors[: len(few)].mean())}
             rivals.append((problem.standard(name), known))
     if report.chosen != "learned" or learned.error is None:
         return replace(report, steps_sigmas=[])
@@ -79,6 +85,24 @@ def _spread(learned: Tensor, teacher: Tensor) -> float | None:
     reference = spread(teacher)
     alike = reference <= ALIKE * float(teacher.norm(dim=1).mean())
     return None if alike else finite(spread(learned) / reference)
+
+
+def _baseline_tests(
+    objective: Objective,
+    problem: TrainingProblem,
+    test: TeacherSamples,
+    report: Report,
+    progress: ProgressReporter,
+) -> dict[str, _Test]:
+    """By name: the standard schedule that ranks best, and those that are always measured."""
+    best, tests = best_baseline(report.baselines, "ranking_error"), {}
+    names = [best] if best else []
+    names += [name for name in problem.always if name in report.baselines and name != best]
+    for name in names:
+        progress.stage(f"measuring {name}")
+        solver = problem.sampler.discretization(problem.baselines[name])
+        tests[name] = _Test.of(objective, solver, test)
+    return tests
 
 
 def _wins(standard: Tensor, learned: Tensor) -> bool:

@@ -61,7 +61,9 @@ def calls_with(problem: TrainingProblem, competitors: Competitors, s: TrainingSe
         rivals.append(problem.standard(next(iter(problem.baselines))))
     compared = min(COMPARED_NOISES, s.test_noises)
     planned += compared * sum(rival.most_calls for rival in rivals)
-    if not problem.teacher.table.starts_as(even.table):
+    always = [competitors.baselines[name].table.model_calls for name in competitors.always]
+    planned += s.test_noises * sum(always)
+    if problem.other_teacher or not problem.teacher.table.starts_as(even.table):
         return planned
     # first calls that are the teacher's are not repeated
     teacher = problem.teacher.table

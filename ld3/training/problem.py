@@ -37,6 +37,9 @@ class TrainingProblem:
             they are not counted.
         standard: name of a baseline -> it at any number of steps, for the same count.
         image_features: for distances between images, see `ld3.metrics.Distance`.
+        other_teacher: the teacher is another model, whose samples are in the store that a training
+            receives: its outputs and states are not the student's.
+        always: baselines that are measured whatever the teacher's trajectories say of them.
     """
 
     model: Model
@@ -49,6 +52,8 @@ class TrainingProblem:
     own: Rival | None = None
     standard: Callable[[str], Rival] | None = None
     image_features: Callable[[Tensor], Tensor] | None = None
+    other_teacher: bool = False
+    always: tuple[str, ...] = ()
 
 
 def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Competitors:
@@ -72,7 +77,8 @@ def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Comp
             baselines[name] = problem.sampler.discretization(sigmas)
         except Exception as error:  # some samplers fail on some schedules
             logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
-    return Competitors(FewParameters(parameters), baselines)
+    always = tuple(name for name in problem.always if name in baselines)
+    return Competitors(FewParameters(parameters), baselines, always)
 
 
 def _check_cfg_pp(

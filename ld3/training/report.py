@@ -83,6 +83,8 @@ class Report:
             solver, and its mean RMSE to the teacher on the test noises; empty and None without.
         spread: mean distance between the student's test samples, relative to the teacher's; well
             below 1 the student makes all samples alike.
+        unrelated_error: the same to the teacher's samples of *other* test noises; a student whose
+            `test_error` is no smaller does not make a noise into the image its teacher makes of it.
         extras: what was learned besides steps, values of `ld3.table.Extra`.
         initial_sigmas, sigmas: the schedules before and after.
         eval_sigmas: where the network is evaluated, per call; empty without decoupled times.
@@ -99,6 +101,7 @@ class Report:
     steps_sigmas: list[float] = field(default_factory=list)
     steps_error: float | None = None
     spread: float | None = None
+    unrelated_error: float | None = None
     extras: list[str] = field(default_factory=list)
     initial_sigmas: list[float] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)

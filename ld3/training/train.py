@@ -16,8 +16,7 @@ from torch import Tensor
 from ..metrics import LATENT_DISTANCES, Distance
 from ..model import REPEAT_TOLERANCE, Model
 from ..table import Discretization, Extra
-from ..teacher import TeacherSamples, sample_teacher
-from ..teacher_store import TargetStore
+from ..teacher import Targets, TeacherSamples, sample_teacher
 from ..trajectories import subsample
 from . import dode, successive_halving
 from .candidates import (
@@ -51,7 +50,7 @@ def train(
     settings: TrainingSettings,
     noise: Tensor,
     latent: Tensor,
-    store: TargetStore | None = None,
+    store: Targets | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Learned:
     """Learn a schedule.
@@ -73,14 +72,15 @@ def train(
     sets = _Sets(problem, settings, noise, latent, store, progress)
 
     training = sets.teach("training")
-    if not _first_call_repeats(problem.model, training, competitors):
+    own_teacher = not problem.other_teacher
+    if not (own_teacher and _first_call_repeats(problem.model, training, competitors)):
         sets, training = replace(sets, shared=False), replace(training, first_output=None)
     validating = sets.teach("validation")
     teacher_calls = progress.calls
     surrogate = _surrogate(problem, training)
     unscaled = Objective(problem.model, Distance(settings.distance, 1.0, problem.image_features))
     scores = rank_baselines(unscaled, competitors, surrogate, validating, progress)
-    objective = _objective(unscaled, scores, training)
+    objective = _objective(unscaled, scores, training, own_teacher)
     baselines = _ranked(competitors, scores)
     progress.know(baselines=baselines)
     found = surrogate_search(
@@ -140,7 +140,7 @@ class _Sets:
     settings: TrainingSettings
     noise: Tensor
     latent: Tensor
-    store: TargetStore | None
+    store: Targets | None
     progress: ProgressReporter
     shared: bool = True  # students' first calls are the teacher's
 
@@ -180,13 +180,14 @@ def _surrogate(problem: TrainingProblem, training: TeacherSamples) -> Trajectory
 
 
 def _objective(
-    unscaled: Objective, scores: dict[str, Tensor], training: TeacherSamples
+    unscaled: Objective, scores: dict[str, Tensor], training: TeacherSamples, own_teacher: bool
 ) -> Objective:
     """The objective whose distance has the scale of the best baseline's median score."""
     # a state is not an image yet: trajectories are matched for latent distances only. Those of a
-    # CFG++ sampler with other steps are others
+    # CFG++ sampler with other steps are others, and those of another model may be
     latent = unscaled.distance.name in LATENT_DISTANCES
-    matched = latent and training.table is not None and training.table.outputs == 1
+    one_output = training.table is not None and training.table.outputs == 1
+    matched = latent and one_output and own_teacher
     medians = [float(score.median()) for score in scores.values()]
     scale = min((m for m in medians if math.isfinite(m)), default=float(training.target.std()))
     return replace(
