@@ -99,7 +99,7 @@ def teacher_summary(teacher: dict[str, Any]) -> str:
     Args:
         teacher: of a `ScheduleInfo`; files of older versions lack its test.
     """
-    check = _check(teacher)
+    check = TeacherCheck.of_teacher(teacher)
     if check is None:
         return ""
     name, error = teacher["scheduler"], check.errors[teacher["scheduler"]]
@@ -152,7 +152,7 @@ def _other_teacher_warnings(info: ScheduleInfo, report: Report) -> list[str]:
 
 def _teacher_warnings(info: ScheduleInfo, learned: float | None) -> list[str]:
     """What is wrong with the teacher; `learned` is the schedule's error to it."""
-    teacher, check, found = info.teacher, _check(info.teacher), []
+    teacher, check, found = info.teacher, TeacherCheck.of_teacher(info.teacher), []
     name = teacher.get("scheduler", "")
     if check is None:
         if info.prediction_type == "flow" and name in POOR_FLOW_SCHEDULERS:
@@ -183,11 +183,6 @@ def _teacher_warnings(info: ScheduleInfo, learned: float | None) -> list[str]:
             "teacher_steps"
         )
     return found
-
-
-def _check(teacher: dict[str, Any]) -> TeacherCheck | None:
-    found = teacher.get("check")
-    return None if found is None else TeacherCheck(**found)
 
 
 def _number(error: float | None) -> str:

@@ -130,6 +130,14 @@ def _check_inputs(sigmas: Tensor, sampler: Any) -> None:
         )
 
 
+def _check_report(info: ScheduleInfo) -> None:
+    """Raise ValueError unless a file says what a distillation says: others may have written it."""
+    errors = {name: info.report.get(name) for name in ("plain_error", "error")}
+    shown = Extra.D_ODE in info.extras
+    if shown and (not has_type(errors, dict[str, float | None]) or errors["error"] is None):
+        raise ValueError("the report has no errors")
+
+
 def distill_solver(
     inputs: GraphInputs, request: DistillRequest, name: str, source: Source
 ) -> DistillResult:
@@ -143,7 +151,7 @@ def distill_solver(
     job = inputs.job(request.cfg)
     settings = asdict(request) | {"distill": Extra.D_ODE.value}
     key = job.key(settings, job.samples, job.batch_index, *source.contents)
-    saved = folders.saved_again(key) or folders.saved_schedule(key, name)
+    saved = folders.saved_again(key) or folders.saved_schedule(key, name, _check_report)
     if saved is not None:
         return DistillResult(saved.schedule, saved.path, [*warnings, *saved.problems])
     folders.check_writable()

@@ -4,6 +4,7 @@ networks for LPIPS in `models/lpips`."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from typing import NamedTuple
 import folder_paths
 
 from ..files import check_writable as check_folder
-from ..schedule import Schedule
-from ..schedule_file import EXTENSION, ScheduleFileError, load, read_info, save
+from ..schedule import Schedule, ScheduleInfo
+from ..schedule_file import EXTENSION, load, read_info, save
 from ..shown_text import shown
 from ..teacher_store import TeacherStore
 from . import unsaved
@@ -96,8 +97,14 @@ class SavedSchedule(NamedTuple):
     problems: list[str] = []
 
 
-def saved_schedule(key: str, name: str) -> SavedSchedule | None:
-    """The newest undamaged schedule of identical work, preferably with that name."""
+def saved_schedule(
+    key: str, name: str, check: Callable[[ScheduleInfo], None]
+) -> SavedSchedule | None:
+    """The newest undamaged schedule of identical work, preferably with that name.
+
+    Args:
+        check: raises ValueError for one that the node could not show.
+    """
     folder = save_folder()
     found = []
     for path in folder.glob(f"*{EXTENSION}") if folder.is_dir() else ():
@@ -106,9 +113,11 @@ def saved_schedule(key: str, name: str) -> SavedSchedule | None:
             found.append((path.stem == name, path.stat().st_mtime, path))
     for _, _, path in sorted(found, reverse=True):
         try:
-            return SavedSchedule(load(path), path)
-        except ScheduleFileError as error:
-            logger.warning("LD3: %s; the work is repeated", error)
+            schedule = load(path)
+            check(schedule.info)
+            return SavedSchedule(schedule, path)
+        except ValueError as error:
+            logger.warning("LD3: %s; the work is repeated", shown(str(error)))
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..metrics import DISTANCES
+from ..shown_text import shown
 from ..training.budget import QUALITIES, calls_of
 from ..training.gradient.gradient_settings import ADAM, PAPER, GradientSettings
 from ..training.settings import TrainingSettings
@@ -58,9 +59,8 @@ class TrainingOptions:
         choices["quality"] = QUALITIES
         for name, options in choices.items():
             if getattr(self, name) not in options:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(options)}"
-                )
+                given = shown(str(getattr(self, name)), 80)
+                raise ValueError(f"{name} is {given!r}; choose one of {', '.join(options)}")
         if not (0 <= self.soft_radius < math.inf or self.soft_radius == PUBLISHED_RADIUS):
             raise ValueError(
                 f"soft_radius is {self.soft_radius}; use 0 (none) or more, or -1 for the paper's"

@@ -11,10 +11,13 @@ from typing import Any
 import comfy.model_management
 from torch import Tensor
 
+from ..json_types import has_type
 from ..metrics import IMAGE_DISTANCES
 from ..schedule import Schedule, ScheduleInfo
 from ..schedule_file import check_name
 from ..training.report import Report
+from ..training.teacher_choice import TeacherCheck
+from ..training.verdict import verdict
 from . import fingerprint, folders
 from .connected_setup import ConnectedInputs, setup_of_connected
 from .guiders import kind_of
@@ -111,6 +114,18 @@ def train_connected(
     return _trained(training, name, retrain)
 
 
+def _check_report(info: ScheduleInfo) -> None:
+    """Raise ValueError unless a file says what a training says: others may have written it."""
+    report = Report.from_json(info.report)
+    TeacherCheck.of_teacher(info.teacher)
+    teacher = {"sampler": "", "scheduler": "", "steps": 0} | info.teacher
+    if not (isinstance(teacher["sampler"], str) and isinstance(teacher["scheduler"], str)):
+        raise ValueError("the teacher has no name")
+    if not has_type(info.teacher.get("steps"), int):
+        raise ValueError("the teacher has no steps")
+    verdict(info.steps, info.sampler, info.teacher["steps"], report)
+
+
 def _vae(vae: Any, request: TrainingOptions) -> Any:
     """The VAE, checked, where the distance needs one; else None."""
     if request.distance not in IMAGE_DISTANCES:
@@ -138,7 +153,7 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     key = job.key(asdict(request), *contents)
     saved = folders.saved_again(key)
     if saved is None and not retrain:
-        saved = folders.saved_schedule(key, name)
+        saved = folders.saved_schedule(key, name, _check_report)
     if saved is not None:
         return TrainingResult(*saved, trained=False, seconds=0.0)
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..json_types import built, has_type
 from ..model import Model
 
 FILE_NAMES = {  # in files, where they differ
     "test_error": "heldout_error", "ranking_error": "screening_error", "comparable": "counted",
 }  # fmt: skip
+PARTS: dict[str, Any] = {"baselines": {}, "history": [], "compared": []}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class StepsCurve:
     steps: list[int]
     errors: list[float]
     learned_error: float
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.errors) or any(n < 1 for n in self.steps):
+            raise ValueError("a curve has an error for each number of steps")
+        if any(error < 0 for error in (*self.errors, self.learned_error)):
+            raise ValueError("errors are not negative")
 
     def equal_steps(self) -> tuple[int, bool]:
         """The number of steps with the learned error, and whether it is only a lower bound.
@@ -129,21 +137,36 @@ class Report:
 
     @staticmethod
     def from_json(found: dict[str, Any]) -> Report:
-        """The report of a file; what an older version did not write has its default."""
-        baselines = {n: _of(Baseline, b) for n, b in found.get("baselines", {}).items()}
-        history = [_of(ValidationEntry, entry) for entry in found.get("history", [])]
-        compared = [_of(StepsCurve, curve) for curve in found.get("compared", [])]
-        report = replace(_of(Report, found), baselines=baselines, history=history)
-        return replace(report, compared=compared)
+        """The report of a file; what an older version did not write has its default.
+
+        ValueError if it is none.
+        """
+        if not has_type(found, dict[str, Any]):
+            raise ValueError("the report is not an object")
+        parts = {key: found.get(key, empty) for key, empty in PARTS.items()}
+        for key, part in parts.items():
+            if not isinstance(part, type(PARTS[key])):
+                raise ValueError(f"{key} has the wrong type")
+        return _of(
+            Report,
+            found
+            | {
+                "baselines": {n: _of(Baseline, b) for n, b in parts["baselines"].items()},
+                "history": [_of(ValidationEntry, entry) for entry in parts["history"]],
+                "compared": [_of(StepsCurve, curve) for curve in parts["compared"]],
+            },
+        )
 
 
 def _named(value: Any) -> dict[str, Any]:
     return {FILE_NAMES.get(key, key): part for key, part in asdict(value).items()}
 
 
-def _of(kind: Any, found: dict[str, Any]) -> Any:
+def _of(kind: Any, found: Any) -> Any:
+    if not isinstance(found, dict):
+        raise ValueError(f"{kind.__name__} is not an object")
     names = {name: FILE_NAMES.get(name, name) for name in kind.__dataclass_fields__}
-    return kind(**{name: found[key] for name, key in names.items() if key in found})
+    return built(kind, {name: found[key] for name, key in names.items() if key in found})
 
 
 def best_baseline(baselines: dict[str, Baseline], error: str) -> str | None:

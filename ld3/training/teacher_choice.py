@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..json_types import built
 from ..metrics import rmse
 from ..model import Model
 from ..parameters import Coordinate
@@ -82,6 +83,19 @@ class TeacherCheck:
     def as_json(self) -> dict[str, Any]:
         """For a file."""
         return asdict(self)
+
+    @staticmethod
+    def of_teacher(teacher: dict[str, Any]) -> TeacherCheck | None:
+        """The test of a file's teacher (`ScheduleInfo.teacher`), if there was one.
+
+        ValueError if it is none.
+        """
+        if teacher.get("check") is None:
+            return None
+        found = built(TeacherCheck, teacher["check"])
+        if teacher.get("scheduler") not in list(found.errors):
+            raise ValueError("the teacher's check is of others")
+        return found
 
 
 def checked_noises(training_noises: int, batch_size: int) -> int:
