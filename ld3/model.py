@@ -40,6 +40,7 @@ class Model:
         coordinate: in which coordinate noise levels are learned (`LOG_SIGMA` or `LOGIT_SIGMA`).
         sigma_min, sigma_max: the range of noise levels the network knows.
         scale_noise: (noise, latent, sigma_0) -> start state, each (batch, *latent).
+        begin_batch: receives noises and latents (batch, *latent) of the samples whose calls follow.
         begin_rollout: receives the full sigmas of every rollout before its first call.
         device: where states are while the denoiser runs.
         batch_size: samples per network call.
@@ -54,6 +55,7 @@ class Model:
     sigma_min: float
     sigma_max: float
     scale_noise: Callable[[Tensor, Tensor, float], Tensor] = scale_by_sigma
+    begin_batch: Callable[[Tensor, Tensor], None] = lambda noise, latent: None
     begin_rollout: Callable[[Tensor], None] = lambda sigmas: None
     device: torch.device | str = "cpu"
     batch_size: int = 4
@@ -82,5 +84,6 @@ class Model:
 
     def start(self, sigmas: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         """Begin a rollout at these noise levels (N+1,): its start state (batch, *latent)."""
+        self.begin_batch(noise, latent)
         self.begin_rollout(sigmas)
         return self.scale_noise(noise, latent, float(sigmas[0]))

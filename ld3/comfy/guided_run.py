@@ -53,21 +53,25 @@ class GuidedRun:
         model_wrap, sampling, options = self.model_wrap, self.sampling, self.options
         device = model_wrap.model_patcher.load_device
         wrapped: Any = comfy.samplers.KSamplerX0Inpaint(model_wrap, None)
-        seed = self.extra_args.get("seed")
+        seed, mask = self.extra_args.get("seed"), self.extra_args.get("denoise_mask")
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            return wrapped(x, sigma, denoise_mask=None, model_options=options, seed=seed)
+            return wrapped(x, sigma, denoise_mask=mask, model_options=options, seed=seed)
 
         def denoise_guided(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            arguments = {"denoise_mask": None, "model_options": options, "seed": seed}
+            arguments = {"denoise_mask": mask, "model_options": options, "seed": seed}
             return with_guidance(wrapped, x, sigma, arguments)
 
         def scale_noise(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:
             level = torch.tensor([sigma], dtype=torch.float32, device=noise.device)
             max_denoise = comfy.samplers.Sampler().max_denoise(model_wrap, level)
             return sampling.noise_scaling(level[0], noise, latent, max_denoise)
+
+        def begin_batch(noise: Tensor, latent: Tensor) -> None:
+            # what a mask leaves is the latent with this noise
+            wrapped.noise, wrapped.latent_image = noise, latent
 
         def begin_rollout(sigmas: Tensor) -> None:
             # nodes read the current schedule from here, keyframed hooks count calls
@@ -84,6 +88,7 @@ class GuidedRun:
             sigma_min=float(sampling.sigma_min),
             sigma_max=float(sampling.sigma_max),
             scale_noise=scale_noise,
+            begin_batch=begin_batch,
             begin_rollout=begin_rollout,
             device=device,
             batch_size=batch_size,
@@ -92,7 +97,12 @@ class GuidedRun:
 
 
 def run(
-    guider: Any, latents: Tensor, sigmas: Tensor, task: Callable[[GuidedRun], T], seed: int = 0
+    guider: Any,
+    latents: Tensor,
+    sigmas: Tensor,
+    task: Callable[[GuidedRun], T],
+    seed: int = 0,
+    mask: Tensor | None = None,
 ) -> T:
     """`task`'s value, computed without gradients while the guider samples.
 
@@ -101,9 +111,11 @@ def run(
         latents: (batch, *latent); ComfyUI reserves memory for such a batch, which is also the
             task's batch size.
         sigmas: (N+1,) the noise levels that patches receive before the first rollout.
+        mask: a LATENT's noise_mask, the same for all samples: only where it is 1 is sampled.
     """
-    sampler = _TaskSampler(task)
-    guider.sample(torch.zeros_like(latents), latents, sampler, sigmas, disable_pbar=True, seed=seed)
+    sampler, noise = _TaskSampler(task), torch.zeros_like(latents)
+    options = {"denoise_mask": mask, "disable_pbar": True, "seed": seed}
+    guider.sample(noise, latents, sampler, sigmas, **options)
     if not sampler.done:
         raise ValueError("the guider did not sample: remove patches that replace the sampler")
     return sampler.value
@@ -116,11 +128,21 @@ class _TaskSampler(comfy.samplers.Sampler):
         self._task, self.value, self.done = task, cast(Any, None), False
 
     def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, *others: Any, **more: Any
+        self,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
     ) -> Tensor:
         """Run the task; returns the noise it received."""
+        mask = None if denoise_mask is None else denoise_mask[:1]  # of batches of any size
         with torch.no_grad():
-            self.value = self._task(GuidedRun(model_wrap, extra_args, len(noise)))
+            given = extra_args | {"denoise_mask": mask}
+            self.value = self._task(GuidedRun(model_wrap, given, len(noise)))
         self.done = True
         return noise
 
@@ -129,6 +151,7 @@ def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
     """Measured time of a model call per sample, of one batch; call the model before, to load it."""
     model = guided.model
     noise, latent = (t[: model.batch_size].to(model.device) for t in (noise, latent))
+    model.begin_batch(noise, latent)
     x = model.scale_noise(noise, latent, model.sigma_max)
     started = time.perf_counter()
     model(x, x.new_full((len(x),), model.sigma_max)).cpu()  # which waits for the device
@@ -169,6 +192,7 @@ def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
     levels = torch.tensor(
         [model.sigma_max, 0.5 * (model.sigma_min + model.sigma_max)], dtype=torch.float32
     )
+    model.begin_batch(noise, latent)
     model.begin_rollout(torch.cat([levels, torch.zeros(1)]))
     first, second = (model.scale_noise(noise, latent, float(s)) for s in levels)
     calls = [(first, levels[0]), (second, levels[1]), (first, levels[0])]

@@ -16,7 +16,7 @@ from ..version import __version__
 from . import core_samplers, fingerprint
 from .guided_run import GuidedRun, run
 from .guiders import cfg_guider, check_prompts, guidance_scale
-from .latents import latent_samples, training_noises
+from .latents import check_image_condition, latent_mask, latent_samples, training_noises
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -50,18 +50,19 @@ class Job:
         self.guider, self.model = guider, guider.model_patcher
         check_prompts(guider)
         self.samples = latent_samples(self.model, latent)
-        if latent.get("noise_mask") is not None:
-            logger.warning("LD3: latent_image's mask is not used for learning")
+        self.mask = latent_mask(latent)
         self.batch_index = latent.get("batch_index")
         if self.batch_index is None and torch.count_nonzero(self.samples) == 0:
             self.samples = self.samples[:1]  # the number of empty latents does not matter
+        check_image_condition(self.model, self.samples)
         self.fingerprint = fingerprint.model_fingerprint(self.model)
         self._guidance = fingerprint.guidance_hash(guider)
 
     def key(self, settings: dict[str, Any], *contents: Any) -> str:
         """Hash of settings with model and guidance: equal for identical work."""
         facts = {"model": self.fingerprint, "guidance": self._guidance, "algorithm": ALGORITHM}
-        return fingerprint.settings_hash(settings | facts, *contents)
+        masks = [] if self.mask is None else [self.mask]
+        return fingerprint.settings_hash(settings | facts, *contents, *masks)
 
     def noises(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
         """Noises and latents (count, *latent), see `training_noises`."""
@@ -70,7 +71,7 @@ class Job:
     def run(self, task: Callable[[GuidedRun], T], sigmas: Tensor, batch_size: int, seed: int) -> T:
         """`task`'s value with model and guidance, see `guided_run.run`."""
         latents = self.samples[:1].repeat(batch_size, *[1] * (self.samples.ndim - 1))
-        return run(self.guider, latents, sigmas, task, seed)
+        return run(self.guider, latents, sigmas, task, seed, self.mask)
 
     def provenance(self) -> dict[str, Any]:
         """What every `ScheduleInfo` says of the model, the versions and the time."""

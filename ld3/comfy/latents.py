@@ -29,6 +29,36 @@ def latent_samples(model: Any, latent: dict[str, Any]) -> Tensor:
     return cast(Tensor, comfy.sample.fix_empty_latent_channels(model, samples, *ratios))
 
 
+def latent_mask(latent: dict[str, Any]) -> Tensor | None:
+    """The noise_mask of a LATENT, of all its latents: (1, ..); None without.
+
+    ValueError for several different ones.
+    """
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None
+    if getattr(mask, "is_nested", False):
+        raise ValueError("latent_image has several nested masks; remove them (noise_mask)")
+    if any(not torch.equal(other, mask[0]) for other in mask[1:]):
+        raise ValueError(
+            f"latent_image has {len(mask)} different masks; use one mask, or one latent"
+        )
+    return mask[:1] if mask.ndim > 2 else mask[None]
+
+
+def check_image_condition(model: Any, samples: Tensor) -> None:
+    """Refuse several images where a network sees the image: core gives it the batch's first.
+
+    ValueError for a batch of latents and a model for inpainting or image conditions.
+    """
+    seen = getattr(model.model, "concat_keys", ())
+    if len(samples) > 1 and seen:
+        raise ValueError(
+            f"latent_image is a batch of {len(samples)} images, and this model sees the image "
+            f"besides the noise ({', '.join(seen)}): use a single one"
+        )
+
+
 def noise_for(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
     """Core's noise for a batch, in samples' shape; no random state changes."""
     # core seeds the global generators (ComfyUI 0.30.0, comfy/sample.py prepare_noise)

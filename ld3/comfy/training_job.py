@@ -157,6 +157,8 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     if saved is not None:
         return TrainingResult(*saved, trained=False, seconds=0.0)
 
+    if job.mask is not None:
+        setup.check_masked()
     folders.check_writable()
     started = time.monotonic()
     first_sigmas = setup.teachers.sigmas[setup.teachers.first]

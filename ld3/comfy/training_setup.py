@@ -48,6 +48,18 @@ class TrainingSetup:
     start_sigma: float | None = None
     end_sigma: float = 0.0
 
+    def check_masked(self) -> None:
+        """Raise ValueError, naming the input, for a sampler that draws noise under a mask."""
+        for name, sampler in (self.sampler, self.teacher_sampler):
+            if isinstance(sampler, str):
+                sampler = core_samplers.sampler_object(sampler)
+            if sampler.inpaint_options.get("random"):
+                raise ValueError(
+                    f"{name} is {core_samplers.sampler_label(sampler)!r}, which draws noise of its "
+                    "own where latent_image is masked; choose 'euler', which is the same sampler "
+                    "with the noise of the rest"
+                )
+
     def traced(self, wrap: Any, sigmas: Tensor) -> TracedSampler:
         """The student's sampler in a running guider, checked at some sigmas (N+1,)."""
         found = core_samplers.widget_sampler(*self.sampler, sigmas, wrap)

@@ -207,7 +207,9 @@ class _Rollouts:
         vv = vr = 0.0
         if m == 0:
             self.model.begin_rollout(self.student.sigmas)
-        for history, states in zip(self.history, self.states, strict=True):
+        known = zip(self.batches, self.history, self.states, strict=True)
+        for batch, history, states in known:
+            self.model.begin_batch(batch.noise, batch.latent)
             x = combine(table.weights[m, : m + 1], history)
             level = x.new_full((len(x),), float(table.eval_sigmas[m]))
             history.append(self.model(x, level))

@@ -99,6 +99,7 @@ def _wrong_gradient(model: Model, noise: Tensor, latent: Tensor) -> str:
             [middle, (high + middle) / 2, middle + TIME_DIFFERENCE, middle - TIME_DIFFERENCE]
         )
     ).tolist()
+    model.begin_batch(noise, latent)
     model.begin_rollout(torch.tensor([model.sigma_max, early, level, 0.0]))
 
     def answer(x: Tensor, sigma: float = level) -> Tensor:

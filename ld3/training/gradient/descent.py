@@ -111,6 +111,7 @@ class GradientDescent:
         with torch.enable_grad():
             table = differentiable_table(self.parameters, self.theta())
             batch = _Batch(chosen, noise, latent, target, *table)
+            model.begin_batch(noise, latent)
             x = model.scale_noise(noise, latent, self.parameters.levels.start)
             model.begin_rollout(self._sigmas())
             result = differentiable_rollout(*table, recomputed(model), x)
@@ -147,6 +148,7 @@ class GradientDescent:
         center = self.samples.noise[batch.index].to(gradient.device)
         candidate = projected(batch.noise.detach() - step, center, self.radius)
         with torch.no_grad():
+            model.begin_batch(candidate, batch.latent)
             x = model.scale_noise(candidate, batch.latent, self.parameters.levels.start)
             model.begin_rollout(self._sigmas())
             table = batch.weights.detach(), batch.eval_sigmas.detach()
