@@ -46,6 +46,8 @@ class Model:
         batch_size: samples per network call.
         time_neighbours: sigma -> a noise level below and one above, between which the derivative in
             time is taken as a secant; None where the network's own derivative is right.
+        stateless: whether an output depends on nothing but x and sigma; if not, rollouts share no
+            calls.
         denoise_guided: for CFG++ samplers; None where there is no guidance.
         calls: network evaluations so far, counted per sample (guidance is not counted twice).
     """
@@ -60,6 +62,7 @@ class Model:
     device: torch.device | str = "cpu"
     batch_size: int = 4
     time_neighbours: Callable[[float], tuple[float, float]] | None = None
+    stateless: bool = True
     denoise_guided: GuidedDenoiser | None = None
     calls: int = field(default=0, init=False)
 

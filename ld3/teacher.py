@@ -66,8 +66,9 @@ class TeacherSamples:
         """
         history = [model.start(solver.sigmas, self.noise, self.latent)]
         table, first = self.table, self.first_output
-        if table is not None and first is not None and table.starts_as(solver.table):
-            history.append(first)
+        if table is not None and first is not None and model.stateless:
+            if table.starts_as(solver.table):
+                history.append(first)
         return rollout(solver.table, model, history)
 
     def trajectories(self, coordinate: Coordinate) -> TeacherTrajectories:

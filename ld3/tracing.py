@@ -59,8 +59,9 @@ class TracedSampler:
     Args:
         function: the real sampler, k-diffusion's signature.
         model: the real model wrapper, for samplers that read its attributes; it is never called.
-        end_scale: factor a runtime applies to the result, given the last sigma as the sampler left
-            it (uni_pc leaves 0.001, and flow models divide by 1 - sigma); folded into the last row.
+        end_scale: factor a runtime applies to the result, given the last sigma (flow models divide
+            by 1 - sigma). Where the sampler changed that sigma (uni_pc leaves 0.001 for 0), the
+            last row has the difference: whoever runs the table applies that of the given sigma.
         name: the sampler's, for errors.
     """
 
@@ -106,7 +107,7 @@ class TracedSampler:
             self._check_linear(table, sigmas)
             self._check_uses_sigmas(table, sigmas)
             self._verified.add(len(sigmas))
-        scale = self.end_scale(end)
+        scale = self.end_scale(end) / self.end_scale(float(sigmas[-1]))
         if scale == 1.0:
             return table
         weights = table.weights.clone()

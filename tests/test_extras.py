@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import comfy.model_management
+import comfy.model_sampling as model_sampling
 import comfy.samplers
 import folder_paths
 import pytest
@@ -89,19 +90,36 @@ def plain_schedule(model: Any, sampler: str, sigmas: Tensor) -> Schedule:
     return Schedule(sigmas, table, info, sampler)
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["complete", "first part"])
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_a_table_without_extras_samples_as_the_core_sampler_does(
-    sampler: str, flow: bool, demo_inputs: dict[str, Any], flow_model: Any
+    sampler: str, flow: bool, split: bool, demo_inputs: dict[str, Any], flow_model: Any
 ) -> None:
     model = flow_model(demo_inputs["model"], 3.0) if flow else demo_inputs["model"]
     sigmas = core_samplers.scheduler_sigmas(model, "euler", "simple" if flow else "karras", 4, 1.0)
+    sigmas = sigmas[:-1] if split else sigmas
     given = demo_inputs | {"model": model}
     core = custom(given, comfy.samplers.sampler_object(sampler), sigmas.clone())
     table = custom(given, TableSampler(plain_schedule(model, sampler, sigmas)), sigmas.clone())
     # uni_pc's own arithmetic in float32 is the roughest; in float64 all agree to 1e-12
     rounding = 1e-3 if sampler.startswith("uni_pc") else 1e-5
     assert float((table - core).abs().max()) <= rounding * float(core.abs().max())
+
+
+def test_an_image_to_image_flow_is_sampled_as_core_does(demo_inputs: dict[str, Any]) -> None:
+    """Its sigmas are Stable Diffusion's, it starts at the latent, and core subtracts from 1."""
+    kinds = (model_sampling.ModelSamplingDiscrete, model_sampling.IMG_TO_IMG_FLOW)
+    sampling = type("ImageToImageFlow", kinds, {})()
+    assert not core_samplers.is_flow(sampling)
+    model = demo_inputs["model"].clone()
+    model.add_object_patch("model_sampling", sampling)
+    image = torch.rand((2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    given = demo_inputs | {"model": model, "latent_image": {"samples": image}}
+    sigmas = core_samplers.scheduler_sigmas(model, "euler", "simple", 4, 1.0)
+    core = custom(given, comfy.samplers.sampler_object("dpmpp_2m"), sigmas)
+    table = custom(given, TableSampler(plain_schedule(model, "dpmpp_2m", sigmas)), sigmas)
+    assert float((table - core).abs().max()) <= 1e-5 * float(core.abs().max())
 
 
 def test_sigmas_whose_last_one_uni_pc_has_changed_give_the_same_sample(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from demo.demo_model import encode_prompt, load_demo_model
 from ld3.comfy import core_samplers
-from ld3.comfy.guided_run import GuidedRun, check_stateless, run
+from ld3.comfy.guided_run import GuidedRun, run
 from ld3.comfy.guiders import cfg_guider
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,36 +174,3 @@ def test_a_task_that_ends_or_fails_leaves_guider_and_model_unchanged(
     assert state_of(guider) == before
     assert torch.is_grad_enabled()
     assert torch.equal(sampled_by_core(guider, torch.zeros(SHAPE)), core)
-
-
-def checked(model: Any) -> None:
-    """`check_stateless` on random samples, more than a batch of them."""
-    noise = torch.cat([random_tensor(seed) for seed in range(3)])
-
-    def task(guided: GuidedRun) -> int:
-        check_stateless(guided, noise, torch.zeros_like(noise))
-        return guided.model.calls
-
-    assert run(guider_of("cfg", model), torch.zeros(SHAPE), SIGMAS, task) == 3 * SHAPE[0]
-
-
-def test_a_model_without_state_is_accepted(model: Any) -> None:
-    checked(model)
-
-
-@pytest.mark.parametrize("change", [0.05, -0.2])
-def test_a_model_that_keeps_state_between_calls_is_refused_and_its_patches_named(
-    change: float, model: Any
-) -> None:
-    calls = 0
-
-    def drifting(call: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
-        nonlocal calls
-        calls += 1
-        output = call(arguments["input"], arguments["timestep"], **arguments["c"])
-        return output * (1 + change * calls)
-
-    model.set_model_unet_function_wrapper(drifting)
-    with pytest.raises(ValueError, match="state") as caught:
-        checked(model)
-    assert "model_function_wrapper" in str(caught.value) and "EasyCache" in str(caught.value)

@@ -358,7 +358,10 @@ def test_training_at_a_lower_denoise_starts_at_a_lower_level(train: Any) -> None
         ({"sampler_name": "dpmpp_2m_sde"}, ["sampler_name", "dpmpp_2m_sde", "'dpmpp_2m'"]),
         ({"sampler_name": "dpm_adaptive"}, ["sampler_name", "dpm_adaptive", "Choose"]),
         ({"sampler_name": "dpm_fast"}, ["sampler_name", "dpm_fast", "Choose"]),
-        ({"sampler_name": "euler_cfg_pp"}, ["sampler_name", "euler_cfg_pp", "CFG++", "'euler'"]),
+        (
+            {"sampler_name": "euler_cfg_pp"},
+            ["sampler_name", "euler_cfg_pp", "CFG++", "teacher_sampler"],
+        ),
         ({"teacher_sampler": "euler_ancestral"}, ["teacher_sampler", "stochastic"]),
         ({"sampler_name": "nonsense"}, ["nonsense"]),
         ({"steps": 1}, ["steps", "1", "2 or more"]),

@@ -148,10 +148,9 @@ def traced_sampler(
         return sampler.sampler_function(model, x, sigmas, **keywords, **sampler.extra_options)
 
     def end_scale(end: float) -> float:
-        level = torch.tensor(end, dtype=torch.float64)
-        return float(
-            model_sampling.inverse_noise_scaling(level, torch.ones(1, dtype=torch.float64))
-        )
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        zero, one = model_sampling.inverse_noise_scaling(torch.tensor(end).double(), ends)
+        return float(one - zero)  # IMG_TO_IMG_FLOW subtracts the latent from 1
 
     wrap = model_wrap or _guider_with(model_sampling)
     wrap = _Changed(wrap, inner_model=_Changed(wrap.inner_model, device=torch.device("cpu")))
@@ -215,8 +214,12 @@ def standard_schedules(model: Any, sampler: str, steps: int, denoise: float) -> 
 
 
 def is_flow(model_sampling: Any) -> bool:
-    """Whether noise levels lie in [0, 1] and the state is (1 - sigma) x0 + sigma noise."""
-    return isinstance(model_sampling, comfy.model_sampling.CONST)
+    """Whether noise levels lie in [0, 1] and the state is (1 - sigma) x0 + sigma noise.
+
+    Those of ComfyUI's IMG_TO_IMG_FLOW, a CONST too, are Stable Diffusion's.
+    """
+    largest = float(model_sampling.sigma_max)
+    return largest <= 1 and isinstance(model_sampling, comfy.model_sampling.CONST)
 
 
 def coordinate(model_sampling: Any) -> Coordinate:

@@ -19,8 +19,9 @@ from ..training import dode
 from ..training.report import ProgressReporter, finite
 from . import core_samplers, folders
 from .executor import TableSampler
-from .guided_run import GuidedRun, check_stateless
+from .guided_run import GuidedRun
 from .job import GraphInputs
+from .model_state import keeps_state, refuse_state
 from .progress import LiveProgress
 from .requests import DistillRequest
 from .sampling import prepared_sampling
@@ -159,7 +160,8 @@ def distill_solver(
     def distilled(guided: GuidedRun) -> tuple[dode.Distilled, int]:
         noises, latents = job.noises(request.seed, 2 * request.training_noises)
         latents = guided.latents(latents)
-        check_stateless(guided, noises, latents)
+        if keeps_state(guided, noises, latents):
+            raise refuse_state("D-ODE")
         model, student = guided.model, source.discretization(guided.model_wrap)
         teacher = core_samplers.widget_sampler(
             "teacher_sampler", request.teacher_sampler, source.sigmas, guided.model_wrap

@@ -14,7 +14,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..model import REPEAT_TOLERANCE, Model, repeat_difference
+from ..model import Model
 from .cfg_pp import with_guidance
 from .core_samplers import coordinate
 
@@ -148,71 +148,16 @@ class _TaskSampler(comfy.samplers.Sampler):
 
 
 def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
-    """Measured time of a model call per sample, of one batch; call the model before, to load it."""
+    """Measured time of a model call per sample, of one batch, after one that warms up.
+
+    At the lowest noise level: patches with state notice that the next sampling begins.
+    """
     model = guided.model
     noise, latent = (t[: model.batch_size].to(model.device) for t in (noise, latent))
     model.begin_batch(noise, latent)
-    x = model.scale_noise(noise, latent, model.sigma_max)
+    x = model.scale_noise(noise, latent, model.sigma_min)
+    sigma = x.new_full((len(x),), model.sigma_min)
+    model(x, sigma).cpu()  # which waits for the device
     started = time.perf_counter()
-    model(x, x.new_full((len(x),), model.sigma_max)).cpu()  # which waits for the device
+    model(x, sigma).cpu()
     return (time.perf_counter() - started) / len(x)
-
-
-def _output(model: Model, x: Tensor, sigma: Tensor) -> Tensor:
-    """The model's output; ValueError if it has not the shape of its input."""
-    try:
-        output = model(x, sigma)
-    except RuntimeError as error:
-        shapes = any(word in str(error) for word in ("shape", "size", "dimension"))
-        if comfy.model_management.is_oom(error) or not shapes:
-            raise
-        raise ValueError(
-            f"the model cannot be called with latent_image's shape {tuple(x.shape[1:])}: {error}. "
-            "Check that both work together in a plain KSampler"
-        ) from error
-    if output.shape != x.shape:
-        raise ValueError(
-            f"the model's output has shape {tuple(output.shape[1:])} for an input of "
-            f"{tuple(x.shape[1:])}; remove patches that change it, and check it in a plain KSampler"
-        )
-    return output
-
-
-def check_stateless(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
-    """Refuse a model whose output depends on earlier calls: shared calls would then be wrong.
-
-    Evaluates one (x, sigma) twice with another in between.
-
-    Raises:
-        ValueError: the outputs differ; names what is patched.
-    """
-    model = guided.model
-    noise, latent = noise[: model.batch_size].to(model.device), latent[: model.batch_size]
-    latent = latent.to(model.device)
-    levels = torch.tensor(
-        [model.sigma_max, 0.5 * (model.sigma_min + model.sigma_max)], dtype=torch.float32
-    )
-    model.begin_batch(noise, latent)
-    model.begin_rollout(torch.cat([levels, torch.zeros(1)]))
-    first, second = (model.scale_noise(noise, latent, float(s)) for s in levels)
-    calls = [(first, levels[0]), (second, levels[1]), (first, levels[0])]
-    outputs = [_output(model, x, s.to(model.device).expand(x.shape[0])) for x, s in calls]
-    if not torch.isfinite(outputs[0]).all():
-        raise ValueError(
-            "the model's output is infinite or undefined (NaN); check that the model works in a "
-            "plain KSampler (another precision, such as bf16 or fp32, often helps)"
-        )
-    difference = repeat_difference(outputs[0], outputs[2])
-    if difference > REPEAT_TOLERANCE:
-        options = guided.options
-        patched = [k for k, v in options.items() if v and k != "transformer_options"]
-        transformer = options.get("transformer_options", {})
-        patched += [
-            f"{k} patches" for k, v in transformer.items() if not isinstance(v, Tensor) and v
-        ]
-        raise ValueError(
-            "the model returns different outputs for the same input (difference "
-            f"{difference:.1%}), so it keeps state between steps; remove caching or momentum nodes "
-            "(EasyCache, TeaCache, APG) from the MODEL before training. Patched on it: "
-            f"{', '.join(patched) or 'nothing visible'}"
-        )

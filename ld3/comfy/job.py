@@ -20,7 +20,7 @@ from .latents import check_image_condition, latent_mask, latent_samples, trainin
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-ALGORITHM = 5  # increased when the same settings learn another schedule than before
+ALGORITHM = 6  # increased when the same settings learn another schedule than before
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from ..training.train import Learned, train
 from .auto_teacher import TeacherOptions
 from .gradient.differentiable_model import differentiable_run, normal_tensors
 from .gradient.gradient_check import check_gradient
-from .guided_run import GuidedRun, check_stateless, seconds_per_call
+from .guided_run import GuidedRun, seconds_per_call
 from .image_distance import feature_map, load_together
 from .job import Job
+from .model_state import keeps_state, refuse_state
 from .progress import LiveProgress
 from .requests import TrainingOptions
 from .training_setup import TrainingSetup
@@ -108,7 +109,7 @@ class TrainingRun:
         """Choose the size of the training, and sample a teacher that is another model."""
         assert self.teacher_job is not None
         noises = self._noises(guided, self.request.batch_size)
-        check_stateless(guided, *noises)
+        guided.model.stateless = not keeps_state(guided, *noises)
         problem = self._problem(guided, self.setup.traced_teacher(guided.model_wrap))
         settings = self._settings(guided, problem, noises)
         noises, planned = self._noises(guided, settings.noises), planned_calls(problem, settings)
@@ -125,7 +126,7 @@ class TrainingRun:
             if request.gradient:
                 guided = stack.enter_context(differentiable_run(guided))
             noises = self._noises(guided, request.batch_size)
-            check_stateless(guided, *noises)
+            self._probe_state(guided, noises)
             if request.gradient:
                 check_gradient(guided, noises[0][:1], noises[1][:1])
             teacher = self.setup.traced_teacher(guided.model_wrap)
@@ -153,6 +154,15 @@ class TrainingRun:
         report = replace(learned.report, teacher_calls=learned.report.teacher_calls + calls)
         return Outcome(Learned(learned.solver, report), scheduler, check, settings)
 
+    def _probe_state(self, guided: GuidedRun, noises: tuple[Tensor, Tensor]) -> None:
+        guided.model.stateless = not keeps_state(guided, *noises)
+        if guided.model.stateless:
+            return
+        if self.request.gradient:
+            raise refuse_state(f"optimizer {self.request.optimizer!r}")
+        if self.settings.dode:
+            raise refuse_state(f"learn {self.request.learn!r}")
+
     def _noises(self, guided: GuidedRun, count: int) -> tuple[Tensor, Tensor]:
         noises, latents = self.job.noises(self.request.seed, count)
         if self.request.gradient:
@@ -168,7 +178,7 @@ class TrainingRun:
         if request.gradient or request.all_numbers:
             return self.settings
         seconds = seconds_per_call(guided, *noises)
-        budget = request.calls(seconds)
+        budget = request.calls(seconds) - guided.model.calls
         settings = within_budget(problem, self.settings, budget)
         noises = self._noises(guided, settings.training_noises)
         sampler = problem.teacher_sampler

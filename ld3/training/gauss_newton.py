@@ -81,7 +81,7 @@ def normal_equations(
     a = torch.zeros(len(theta), len(theta), dtype=torch.float64)
     g = torch.zeros(len(theta), dtype=torch.float64)
     student = parameters.discretization(theta)
-    perturbations = _perturbations(parameters, theta, student, difference)
+    perturbations = _perturbations(parameters, theta, difference, model.stateless)
 
     def compared(sample: Tensor) -> Tensor:
         # an image needs the whole latent
@@ -138,21 +138,23 @@ class _Perturbation:
 
 
 def _perturbations(
-    parameters: Parameters, theta: Tensor, student: Discretization, difference: float
+    parameters: Parameters, theta: Tensor, difference: float, sharing: bool
 ) -> list[_Perturbation]:
+    student = parameters.discretization(theta)
     perturbed = [parameters.perturbed(theta, k, difference) for k in range(len(theta))]
-    outputs = student.table.outputs
+    outputs = student.table.outputs if sharing else 0
     return [
         _Perturbation(k, h, solver, 1 + outputs * student.table.first_change(solver.table))
         for k, (h, solver) in enumerate(perturbed)
     ]
 
 
-def calls_per_noise(parameters: Parameters, theta: Tensor, difference: float) -> int:
-    """Model calls of `normal_equations` per noise."""
-    student = parameters.discretization(theta)
-    perturbations = _perturbations(parameters, theta, student, difference)
-    calls, outputs = parameters.calls, student.table.outputs
+def calls_per_noise(
+    parameters: Parameters, theta: Tensor, difference: float, sharing: bool = True
+) -> int:
+    """Model calls of `normal_equations` per noise; `sharing` as the model is stateless."""
+    perturbations = _perturbations(parameters, theta, difference, sharing)
+    calls, outputs = parameters.calls, parameters.discretization(theta).table.outputs
     return calls + sum(calls - (p.shared - 1) // outputs for p in perturbations)
 
 

@@ -43,11 +43,11 @@ def calls_with(problem: TrainingProblem, competitors: Competitors, s: TrainingSe
         planned += gradient_descent.planned_calls(learned, s, secant)
         samplings = gradient_descent.samplings(learned, s)
     else:
-        planned += successive_halving.planned_calls(parameters, s)
+        planned += successive_halving.planned_calls(parameters, s, problem.model.stateless)
         samplings = successive_halving.samplings(s)
     alone = bool(parameters.extras) and not s.gradient
     if alone:
-        planned += steps_alone.planned_calls(parameters, s)
+        planned += steps_alone.planned_calls(parameters, s, problem.model.stateless)
     if s.dode:
         sampler = problem.teacher_sampler or problem.sampler
         sizes = s.training_noises, s.validation_noises
@@ -63,7 +63,8 @@ def calls_with(problem: TrainingProblem, competitors: Competitors, s: TrainingSe
     planned += compared * sum(rival.most_calls for rival in rivals)
     always = [competitors.baselines[name].table.model_calls for name in competitors.always]
     planned += s.test_noises * sum(always)
-    if problem.other_teacher or not problem.teacher.table.starts_as(even.table):
+    sharing = problem.model.stateless and not problem.other_teacher
+    if not (sharing and problem.teacher.table.starts_as(even.table)):
         return planned
     # first calls that are the teacher's are not repeated
     teacher = problem.teacher.table

@@ -87,10 +87,11 @@ def _check_cfg_pp(
     """Raise ValueError for a CFG++ sampler together with what fits only others."""
     student = problem.sampler.table(levels.sigmas(levels.even(settings.steps)))
     if student.outputs != problem.teacher.table.outputs:
-        ours = "is a CFG++ sampler" if student.outputs == 2 else "is no CFG++ sampler"
+        named, is_one = f"sampler_name {problem.sampler.name!r}", student.outputs == 2
+        one, other = (named, "teacher_sampler") if is_one else ("teacher_sampler", named)
         raise ValueError(
-            f"sampler_name {ours}, teacher_sampler the contrary: a cfg means another strength for "
-            "them, so their results never agree. Choose the same sampler for both"
+            f"{one} is a CFG++ sampler and {other} is not: a cfg means another strength for them, "
+            "so their results never agree. Choose the same sampler for both"
         )
     if student.outputs == 2 and settings.gradient:
         raise ValueError(

@@ -60,11 +60,13 @@ def without_extras(parameters: FewParameters) -> FewParameters:
     return FewParameters(replace(parameters.all, decoupled=False, order=0))
 
 
-def planned_calls(parameters: FewParameters, settings: TrainingSettings) -> int:
-    """Model calls of `learn_steps_alone`, and of its test."""
+def planned_calls(
+    parameters: FewParameters, settings: TrainingSettings, sharing: bool = True
+) -> int:
+    """Model calls of `learn_steps_alone`, and of its test; `sharing` as the model is stateless."""
     alone = without_extras(parameters)
     theta = alone.levels.even(settings.steps)
-    cost = calls_per_noise(alone, theta, settings.gauss_newton.difference)
+    cost = calls_per_noise(alone, theta, settings.gauss_newton.difference, sharing)
     evaluated, judged = _samplings(settings)
     return evaluated * cost + judged * parameters.calls
 

@@ -100,12 +100,18 @@ def _best(descents: Descents, count: int, validation: Validation) -> Descents:
     return [descents[i] for i in sorted(range(len(descents)), key=errors.__getitem__)[:count]]
 
 
-def planned_calls(parameters: FewParameters, settings: TrainingSettings) -> int:
-    """Model calls of `descend_by_gauss_newton` if there are as many starts as it can use."""
+def planned_calls(
+    parameters: FewParameters, settings: TrainingSettings, sharing: bool = True
+) -> int:
+    """Model calls of `descend_by_gauss_newton` if there are as many starts as it can use.
+
+    Args:
+        sharing: whether the model is stateless.
+    """
     z = parameters.extended(parameters.levels.even(settings.steps))
     difference = settings.gauss_newton.difference
-    few = calls_per_noise(parameters, z, difference)
-    single = calls_per_noise(parameters.all, parameters.expanded(z), difference)
+    few = calls_per_noise(parameters, z, difference, sharing)
+    single = calls_per_noise(parameters.all, parameters.expanded(z), difference, sharing)
     late = _single_iterations(parameters, settings.rounds[-1]) * settings.noises_per_iteration
     evaluated, validated = _samplings(settings)
     return (evaluated - late) * few + late * single + validated * parameters.calls

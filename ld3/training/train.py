@@ -73,7 +73,8 @@ def train(
 
     training = sets.teach("training")
     own_teacher = not problem.other_teacher
-    if not (own_teacher and _first_call_repeats(problem.model, training, competitors)):
+    sharing = own_teacher and problem.model.stateless
+    if not (sharing and _first_call_repeats(problem.model, training, competitors)):
         sets, training = replace(sets, shared=False), replace(training, first_output=None)
     validating = sets.teach("validation")
     teacher_calls = progress.calls
