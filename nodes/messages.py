@@ -58,6 +58,13 @@ def report_details(result: TrainingResult) -> list[str]:
     if len(report.gain) == 2:
         low, high = report.gain
         parts.append(f"ratio of errors {low:.2f} to {high:.2f} (90 % interval)")
+    if standard and standard[0] in report.stream_errors:
+        learned, others = (report.stream_errors[key] for key in ("learned", standard[0]))
+        pairs = [
+            f"{_number(a)} ({standard[0]} {_number(b)})"
+            for a, b in zip(learned, others, strict=True)
+        ]
+        parts.append(f"error of each stream in its standard deviations {', '.join(pairs)}")
     return [text for text in ("; ".join(parts), teacher_summary(info.teacher)) if text]
 
 

@@ -105,6 +105,7 @@ NEW = replace(
 )
 SINCE = {
     "unrelated_error": None,
+    "stream_errors": {},
     "gain": [],
     "steps_sigmas": [],
     "steps_error": None,

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..model import Model
+from ..streams import Streams
 from .cfg_pp import with_guidance
 from .core_samplers import coordinate
 
 T = TypeVar("T")
+ONE_SAMPLE = "batch size 1"  # in the error of such models (ComfyUI 0.30.0, ldm/minimax/model.py)
 
 
 class GuidedRun:
@@ -32,6 +34,7 @@ class GuidedRun:
     def __init__(self, model_wrap: Any, extra_args: dict[str, Any], batch_size: int) -> None:
         self.model_wrap, self.extra_args = model_wrap, extra_args
         self.model = self._model(batch_size)
+        self.streams: Streams | None = None
 
     @property
     def sampling(self) -> Any:
@@ -49,6 +52,12 @@ class GuidedRun:
             return latents
         return self.model_wrap.inner_model.process_latent_in(latents)
 
+    def balance(self, streams: Streams) -> None:
+        """From now on the model is that on latents scaled by these."""
+        calls = self.model.calls
+        self.model, self.streams = streams.model(self.model), streams
+        self.model.calls = calls
+
     def _model(self, batch_size: int) -> Model:
         model_wrap, sampling, options = self.model_wrap, self.sampling, self.options
         device = model_wrap.model_patcher.load_device
@@ -57,7 +66,8 @@ class GuidedRun:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            return wrapped(x, sigma, denoise_mask=mask, model_options=options, seed=seed)
+            arguments = {"denoise_mask": mask, "model_options": options, "seed": seed}
+            return _one_by_one(wrapped, x, sigma, arguments)
 
         def denoise_guided(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -96,26 +106,46 @@ class GuidedRun:
         )
 
 
+def _one_by_one(wrapped: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """A call; one sample at a time where the model takes no batches (MiniMax H3)."""
+    if len(x) == 1 or not getattr(wrapped, "one_by_one", False):
+        try:
+            return wrapped(x, sigma, **arguments)
+        except ValueError as error:
+            if len(x) == 1 or ONE_SAMPLE not in str(error):
+                raise
+            wrapped.one_by_one = True
+    noise, latent = wrapped.noise, wrapped.latent_image
+    found = []
+    try:
+        for i in range(len(x)):
+            wrapped.noise, wrapped.latent_image = noise[i : i + 1], latent[i : i + 1]
+            found.append(wrapped(x[i : i + 1], sigma[i : i + 1], **arguments))
+    finally:
+        wrapped.noise, wrapped.latent_image = noise, latent
+    return torch.cat(found)
+
+
 def run(
     guider: Any,
-    latents: Tensor,
+    latents: Any,
     sigmas: Tensor,
     task: Callable[[GuidedRun], T],
     seed: int = 0,
-    mask: Tensor | None = None,
+    mask: Any = None,
 ) -> T:
     """`task`'s value, computed without gradients while the guider samples.
 
     Args:
         guider: any GUIDER.
-        latents: (batch, *latent); ComfyUI reserves memory for such a batch, which is also the
-            task's batch size.
+        latents: (batch, *latent), or nested; ComfyUI reserves memory for such a batch, which is
+            also the task's batch size.
         sigmas: (N+1,) the noise levels that patches receive before the first rollout.
         mask: a LATENT's noise_mask, the same for all samples: only where it is 1 is sampled.
     """
-    sampler, noise = _TaskSampler(task), torch.zeros_like(latents)
+    sampler = _TaskSampler(task)
     options = {"denoise_mask": mask, "disable_pbar": True, "seed": seed}
-    guider.sample(noise, latents, sampler, sigmas, **options)
+    guider.sample(latents * 0.0, latents, sampler, sigmas, **options)
     if not sampler.done:
         raise ValueError("the guider did not sample: remove patches that replace the sampler")
     return sampler.value

@@ -15,8 +15,15 @@ from torch import Tensor
 from ..version import __version__
 from . import core_samplers, fingerprint
 from .guided_run import GuidedRun, run
-from .guiders import cfg_guider, check_prompts, guidance_scale
-from .latents import check_image_condition, latent_mask, latent_samples, training_noises
+from .guiders import cfg_guider, check_prompts, guidance_scale, kind_of
+from .latents import (
+    check_image_condition,
+    latent_mask,
+    latent_samples,
+    nested,
+    packed,
+    training_noises,
+)
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -49,7 +56,7 @@ class Job:
     def __init__(self, guider: Any, latent: dict[str, Any]) -> None:
         self.guider, self.model = guider, guider.model_patcher
         check_prompts(guider)
-        self.samples = latent_samples(self.model, latent)
+        self.samples, self.shapes = packed(latent_samples(self.model, latent))
         self.mask = latent_mask(latent)
         self.batch_index = latent.get("batch_index")
         if self.batch_index is None and torch.count_nonzero(self.samples) == 0:
@@ -61,17 +68,23 @@ class Job:
     def key(self, settings: dict[str, Any], *contents: Any) -> str:
         """Hash of settings with model and guidance: equal for identical work."""
         facts = {"model": self.fingerprint, "guidance": self._guidance, "algorithm": ALGORITHM}
-        masks = [] if self.mask is None else [self.mask]
-        return fingerprint.settings_hash(settings | facts, *contents, *masks)
+        more = [] if self.mask is None else [self.mask]
+        more += [self.shapes] if self.shapes else []
+        return fingerprint.settings_hash(settings | facts, *contents, *more)
 
     def noises(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
         """Noises and latents (count, *latent), see `training_noises`."""
-        return training_noises(self.samples, seed, count, self.batch_index)
+        return training_noises(self.samples, seed, count, self.batch_index, self.shapes)
 
     def run(self, task: Callable[[GuidedRun], T], sigmas: Tensor, batch_size: int, seed: int) -> T:
         """`task`'s value with model and guidance, see `guided_run.run`."""
         latents = self.samples[:1].repeat(batch_size, *[1] * (self.samples.ndim - 1))
-        return run(self.guider, latents, sigmas, task, seed, self.mask)
+        return run(self.guider, nested(latents, self.shapes), sigmas, task, seed, self.mask)
+
+    def described(self) -> dict[str, Any]:
+        """What a file says of guider and latents, besides the provenance."""
+        streams = {"streams": [list(shape) for shape in self.shapes]} if self.shapes else {}
+        return {"guider": kind_of(self.guider)} | streams
 
     def provenance(self) -> dict[str, Any]:
         """What every `ScheduleInfo` says of the model, the versions and the time."""

@@ -20,7 +20,6 @@ from ..training.teacher_choice import TeacherCheck
 from ..training.verdict import verdict
 from . import fingerprint, folders
 from .connected_setup import ConnectedInputs, setup_of_connected
-from .guiders import kind_of
 from .image_distance import check_image_distance
 from .job import GraphInputs, Job
 from .requests import AUTO, TrainingOptions, TrainingRequest
@@ -146,6 +145,11 @@ def _outcome(training: TrainingRun, sigmas: Tensor) -> Outcome:
 
 def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     job, request, setup, vae = training.job, training.request, training.setup, training.vae
+    if vae is not None and job.shapes:
+        raise ValueError(
+            f"distance is {request.distance!r}, which compares images, and latent_image has "
+            f"{len(job.shapes)} streams: choose pseudo-huber, l2 or l1"
+        )
     decoder = fingerprint.weights_hash(vae.first_stage_model) if vae else None
     contents = [job.samples, job.batch_index, decoder, *setup.contents]
     contents += [setup.baselines[name] for name in setup.always]
@@ -172,7 +176,7 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
         method=request.method,
         extras=[extra.value for extra in solver.extras],
         steps_sigmas=report.steps_sigmas,
-        settings=asdict(request) | asdict(outcome.settings) | {"guider": kind_of(job.guider)},
+        settings=asdict(request) | asdict(outcome.settings) | job.described(),
         settings_hash=key,
         report=report.as_json(),
         **job.provenance(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..streams import Streams
 from ..teacher import KnownTargets, TeacherSamples, sample_teacher
 from ..teacher_store import TargetStore, TeacherStore
 from ..tracing import TracedSampler
@@ -59,6 +61,7 @@ class Taught(NamedTuple):
     settings: TrainingSettings
     samples: TeacherSamples
     calls: int
+    streams: Streams | None
 
 
 class _Test(NamedTuple):
@@ -110,14 +113,16 @@ class TrainingRun:
         assert self.teacher_job is not None
         noises = self._noises(guided, self.request.batch_size)
         guided.model.stateless = not keeps_state(guided, *noises)
-        problem = self._problem(guided, self.setup.traced_teacher(guided.model_wrap))
-        settings = self._settings(guided, problem, noises)
+        teacher = self.setup.traced_teacher(guided.model_wrap)
+        self._balance(guided, teacher)
+        problem = self._problem(guided, teacher)
+        settings = self._settings(guided, problem)
         noises, planned = self._noises(guided, settings.noises), planned_calls(problem, settings)
         progress = ProgressReporter(guided.model, planned, LiveProgress())
         before_batch = partial(progress.stage, "teacher")
         store = self._store(self.teachers.first)
         samples = sample_teacher(guided.model, problem.teacher, *noises, store, before_batch)
-        return Taught(settings, samples, progress.calls)
+        return Taught(settings, samples, progress.calls, guided.streams)
 
     def run(self, guided: GuidedRun, taught: Taught | None = None) -> Outcome:
         """Choose size and teacher, then learn."""
@@ -130,8 +135,12 @@ class TrainingRun:
             if request.gradient:
                 check_gradient(guided, noises[0][:1], noises[1][:1])
             teacher = self.setup.traced_teacher(guided.model_wrap)
+            if taught is None:
+                self._balance(guided, teacher)
+            elif taught.streams:
+                guided.balance(taught.streams)
             problem = self._problem(guided, teacher)
-            settings = taught.settings if taught else self._settings(guided, problem, noises)
+            settings = taught.settings if taught else self._settings(guided, problem)
             noises, progress = self._noises(guided, settings.noises), LiveProgress()
             test = self._test(teacher, noises, settings.training_noises, request.batch_size)
             calls, check = taught.calls if taught else 0, None
@@ -168,16 +177,27 @@ class TrainingRun:
         if self.request.gradient:
             # copies: tensors made under inference mode have no gradient
             noises, latents = noises.clone(), latents.clone()
-        return noises, guided.latents(latents)
+        latents = guided.latents(latents)
+        if guided.streams is None:
+            return noises, latents
+        return guided.streams.scaled(noises), guided.streams.scaled(latents)
 
-    def _settings(
-        self, guided: GuidedRun, problem: TrainingProblem, noises: tuple[Tensor, Tensor]
-    ) -> TrainingSettings:
+    def _balance(self, guided: GuidedRun, teacher: TracedSampler) -> None:
+        """Let each of nested latents count equally, as the teacher samples them."""
+        if not self.job.shapes:
+            return
+        sizes = tuple(math.prod(shape) for shape in self.job.shapes)
+        solver = teacher.discretization(self.teachers.sigmas[self.teachers.first])
+        noises = self._noises(guided, self.request.batch_size)
+        samples = sample_teacher(guided.model, solver, *noises, self._store(self.teachers.first))
+        guided.balance(Streams.of(sizes, samples.target))
+
+    def _settings(self, guided: GuidedRun, problem: TrainingProblem) -> TrainingSettings:
         """How much the training costs: what quality or minutes allow, and the user's numbers."""
         request = self.request
         if request.gradient or request.all_numbers:
             return self.settings
-        seconds = seconds_per_call(guided, *noises)
+        seconds = seconds_per_call(guided, *self._noises(guided, request.batch_size))
         budget = request.calls(seconds) - guided.model.calls
         settings = within_budget(problem, self.settings, budget)
         noises = self._noises(guided, settings.training_noises)
@@ -248,6 +268,7 @@ class TrainingRun:
             teacher,
             other_teacher=self.teacher_job is not None,
             always=setup.always,
+            streams=guided.streams,
         )
         if self.request.quality == "fast" or self.request.gradient:
             return problem

@@ -55,6 +55,13 @@ def measured_report(
         baseline = replace(report.baselines[name], test_error=measured.error)
         report = replace(report, baselines=report.baselines | {name: baseline})
     name = best_baseline(report.baselines, "test_error")
+    if problem.streams:
+        found = {"learned": learned} | tests
+        by_stream = {
+            key: [finite(e) for e in problem.streams.errors(measured.elements - targets)]
+            for key, measured in found.items()
+        }
+        report = replace(report, stream_errors=by_stream)
     if name is not None:
         standard = tests[name]
         report = replace(

@@ -12,6 +12,7 @@ from ..few_parameters import FewParameters
 from ..model import Model
 from ..parameters import StepParameters
 from ..solver_parameters import SolverParameters
+from ..streams import Streams
 from ..table import Discretization
 from ..tracing import TracedSampler
 from .candidates import Competitors
@@ -39,6 +40,7 @@ class TrainingProblem:
         image_features: for distances between images, see `ld3.metrics.Distance`.
         other_teacher: the teacher is another model, whose samples are in the store that a training
             receives: its outputs and states are not the student's.
+        streams: of packed latents, whose errors the report tells one by one.
         always: baselines that are measured whatever the teacher's trajectories say of them.
     """
 
@@ -54,6 +56,7 @@ class TrainingProblem:
     image_features: Callable[[Tensor], Tensor] | None = None
     other_teacher: bool = False
     always: tuple[str, ...] = ()
+    streams: Streams | None = None
 
 
 def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Competitors:

@@ -93,6 +93,8 @@ class Report:
             below 1 the student makes all samples alike.
         unrelated_error: the same to the teacher's samples of *other* test noises; a student whose
             `test_error` is no smaller does not make a noise into the image its teacher makes of it.
+        stream_errors: of nested latents, the error of each stream in its own standard deviations on
+            the test noises, by "learned" and the names of baselines; else empty.
         extras: what was learned besides steps, values of `ld3.table.Extra`.
         initial_sigmas, sigmas: the schedules before and after.
         eval_sigmas: where the network is evaluated, per call; empty without decoupled times.
@@ -110,6 +112,7 @@ class Report:
     steps_error: float | None = None
     spread: float | None = None
     unrelated_error: float | None = None
+    stream_errors: dict[str, list[float | None]] = field(default_factory=dict)
     extras: list[str] = field(default_factory=list)
     initial_sigmas: list[float] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
