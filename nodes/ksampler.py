@@ -81,7 +81,7 @@ class LD3KSampler(io.ComfyNode):
         denoise: float,
     ) -> io.NodeOutput:
         with reporting(cls):
-            prepared = prepared_sampling(schedule, model, cfg, denoise)
+            prepared = prepared_sampling(schedule, model, cfg, denoise, latent_image)
             warn(cls, "LD3 KSampler", prepared.warnings)
             inputs = GraphInputs(model, positive, negative, latent_image)
             latent = sample(inputs, prepared, seed)

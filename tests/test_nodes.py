@@ -205,7 +205,10 @@ def test_a_lower_denoise_makes_as_many_steps_from_a_lower_level(
     denoise: float, schedule: Any, sample: Any, model: Any, conds: dict[str, Any]
 ) -> None:
     sampler, sigmas, _, warnings = prepared_sampling(schedule, model, 1.0, denoise)
-    assert not warnings
+    assert warnings == [
+        f"schedule 'tiny' was learned at denoise 1; at {denoise:g} its steps are used stretched: "
+        f"train one at {denoise:g}"
+    ]
     assert len(sigmas) == TINY["steps"] + 1 and float(sigmas[-1]) == 0
     assert (sigmas[:-1] > sigmas[1:]).all() and sigmas[0] <= schedule.sigmas[0]
     core = SamplerCustom.execute(
@@ -521,6 +524,37 @@ def test_another_guidance_scale_samples_with_a_warning(
     with caplog.at_level(logging.WARNING):
         sample(cfg=4.0)
     assert "learned at cfg 1, not 4" in caplog.text
+
+
+def test_another_size_samples_with_a_warning(
+    sample: Any, empty_latent: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        sample(latent_image=empty_latent(5))
+        assert not caplog.records  # the number of latents does not matter
+        sample(latent_image=empty_latent(1, size=2 * SIZE))
+    assert "learned for latents of 3x8x8, not 3x16x16: compare it" in caplog.text
+
+
+@pytest.mark.slow
+def test_another_shift_or_strength_is_named_in_the_warning(
+    train: Any, sample: Any, flow_model: Any, model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = next(key for key in model.model.state_dict() if key.endswith("out.2.weight"))
+    delta = torch.full_like(model.model.state_dict()[name], 1e-3)
+
+    def patched(shift: float, strength: float) -> Any:
+        clone = flow_model(model, shift)
+        clone.add_patches({name: ("diff", (delta,))}, strength)
+        return clone
+
+    schedule = train(model=patched(3.0, 0.8), name="shifted", teacher_scheduler="simple")[2]
+    with caplog.at_level(logging.WARNING):
+        sample(schedule=schedule, model=patched(3.0, 0.8))
+        assert not caplog.records
+        sample(schedule=schedule, model=patched(5.0, 1.0))
+    expected = "another model (at shift 3, not 5 and with LoRAs at strength 0.8, not 1)"
+    assert expected in caplog.text
 
 
 def test_a_flow_model_is_refused_for_an_eps_schedule(sample: Any, model: Any) -> None:

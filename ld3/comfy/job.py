@@ -24,6 +24,7 @@ from .latents import (
     packed,
     training_noises,
 )
+from .mismatch import model_facts
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ class Job:
         return run(self.guider, nested(latents, self.shapes), sigmas, task, seed, self.mask)
 
     def described(self) -> dict[str, Any]:
-        """What a file says of guider and latents, besides the provenance."""
+        """What a file says of guider, model and latents, besides the provenance."""
         streams = {"streams": [list(shape) for shape in self.shapes]} if self.shapes else {}
-        return {"guider": kind_of(self.guider)} | streams
+        return {"guider": kind_of(self.guider)} | model_facts(self.model) | streams
 
     def provenance(self) -> dict[str, Any]:
         """What every `ScheduleInfo` says of the model, the versions and the time."""

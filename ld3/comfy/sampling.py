@@ -14,10 +14,11 @@ from torch import Tensor
 from ..schedule import Schedule, resampled
 from ..table import SolverTable
 from ..tracing import SamplerFailed, UnsupportedSampler
-from . import core_samplers, fingerprint
+from . import core_samplers
 from .executor import TableSampler
 from .job import GraphInputs
-from .latents import latent_samples, noise_for
+from .latents import latent_samples, noise_for, packed
+from .mismatch import differences
 
 logger = logging.getLogger(__name__)
 TABLE_TOLERANCE = 1e-4  # third-party samplers often compute in float32
@@ -68,9 +69,13 @@ class PreparedSampling(NamedTuple):
 
 
 def prepared_sampling(
-    schedule: Schedule, model: Any, cfg: float, denoise: float | None = None
+    schedule: Schedule,
+    model: Any,
+    cfg: float,
+    denoise: float | None = None,
+    latent: dict[str, Any] | None = None,
 ) -> PreparedSampling:
-    """Sampler, new sigmas, and warnings for a model, guidance scale and denoise strength.
+    """Sampler, new sigmas, and warnings for a model, guidance scale, denoise strength and LATENT.
 
     The schedule's own, or with a lower denoise the same number of steps of a stretched schedule: as
     in KSampler, denoise d uses the last N of N/d steps. What was learned for the schedule's own
@@ -78,6 +83,7 @@ def prepared_sampling(
 
     Args:
         denoise: the schedule's own if None.
+        latent: what will be sampled; its size is not compared if None.
 
     Raises:
         ValueError: it cannot work: another kind of noise levels, a sampler that is not the one it
@@ -87,26 +93,12 @@ def prepared_sampling(
     _check_levels(schedule, sampling)
     _check_sampler(schedule, model)
     # a copy of the sigmas: uni_pc writes into the last one
-    sampler, sigmas, warnings = schedule_sampler(schedule), schedule.sigmas.clone(), []
-    if denoise is not None and abs(denoise - info.denoise) >= 1e-6:
+    sampler, sigmas = schedule_sampler(schedule), schedule.sigmas.clone()
+    denoise = info.denoise if denoise is None else denoise
+    if abs(denoise - info.denoise) >= 1e-6:
         sampler, sigmas = _stretched(schedule, denoise)
-        if info.extras:
-            warnings.append(
-                f"schedule {schedule.name!r} was learned at denoise {info.denoise:g}; at "
-                f"{denoise:g} its {', '.join(info.extras)} are not used: train one at {denoise:g}"
-            )
-    found = fingerprint.model_fingerprint(model), core_samplers.prediction_type(sampling)
-    if found != (info.model_fingerprint, info.prediction_type):
-        learned_for = info.model_file or info.model_name or "unknown"
-        warnings.append(
-            f"schedule {schedule.name!r} was learned for another model ({learned_for}); the "
-            "result may be worse than a standard schedule's: train one for this model"
-        )
-    if abs(cfg - info.cfg) > 1e-6:
-        warnings.append(
-            f"schedule {schedule.name!r} was learned at cfg {info.cfg:g}, not {cfg:g}: train one "
-            f"at {cfg:g}"
-        )
+    shape = [] if latent is None else list(packed(latent_samples(model, latent))[0].shape[1:])
+    warnings = differences(schedule, model, cfg, denoise, shape)
     return PreparedSampling(sampler, sigmas, cfg, warnings)
 
 
