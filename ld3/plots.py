@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +16,10 @@ from .training.report import Report, best_baseline
 
 LEARNED, OTHERS, BEST, OWN = "#d1495b", "#c9ced6", "#30638e", "#8a8f98"
 MORE_CALLS = "#eef0f3"
+# told apart without colours too
+STYLES = [{"color": "#d1495b", "marker": "o"}, {"color": "#30638e", "marker": "s", "ls": "--"}]
+STYLES += [{"color": "#c98a00", "marker": "^", "ls": "-."}, {"color": "#2c7a5b", "marker": "D"}]
+STYLES += [{"color": "#6c4ab6", "marker": "v", "ls": ":"}, {"color": "#50545a", "marker": "x"}]
 TITLE_LETTERS, DETAIL_LETTERS = 140, 180  # of wide letters, in a line of the picture
 PLAIN = {"parse_math": False}  # text of users and files is not mathematics
 
@@ -43,6 +48,22 @@ def report_picture(report: Report, title: str, details: Sequence[str] = ()) -> n
     else:
         _draw_history(middle, report)
     _draw_errors(right, report)
+    return _pixels(figure)
+
+
+def levels_picture(schedules: dict[str, Sequence[float]]) -> np.ndarray:
+    """Noise levels by step of several schedules by name, as (H, W, 3) uint8."""
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for (name, sigmas), style in zip(schedules.items(), cycle(STYLES), strict=False):
+        label = shown(name, TITLE_LETTERS // 3)
+        (line,) = axes.plot(sigmas, lw=2, markersize=6, **style)
+        line.set_label(label if not label.startswith("_") else f" {label}")
+    _noise_axis(axes, [sigma for sigmas in schedules.values() for sigma in sigmas])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend = axes.legend(frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _pixels(figure)
 
 

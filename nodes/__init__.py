@@ -3,10 +3,12 @@
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from ..ld3.comfy import folders
+from .compare_schedules import LD3CompareSchedules
 from .demo import LD3DemoModel, LD3DemoPrompt
 from .distill_solver import LD3DistillSolver
 from .ksampler import LD3KSampler
 from .load_schedule import LD3LoadSchedule
+from .plot_schedule import LD3PlotSchedule
 from .train_schedule import LD3TrainSchedule
 from .train_schedule_advanced import LD3TrainScheduleAdvanced
 from .training_options import LD3TrainingOptions
@@ -25,6 +27,8 @@ class LD3Extension(ComfyExtension):
             LD3TrainingOptions,
             LD3LoadSchedule,
             LD3KSampler,
+            LD3CompareSchedules,
+            LD3PlotSchedule,
             LD3DistillSolver,
             LD3DemoModel,
             LD3DemoPrompt,

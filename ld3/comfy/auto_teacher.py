@@ -92,12 +92,15 @@ def _usable(sigmas: Tensor) -> bool:
 
 
 def _sigmas(model: Any, request: TrainingRequest, scheduler: str, steps: int) -> Tensor:
-    """KSampler's sigmas for the teacher's sampler: (steps+1,) float32."""
+    return teacher_sigmas(model, (request.teacher_sampler, scheduler), steps, request.denoise)
+
+
+def teacher_sigmas(model: Any, names: tuple[str, str], steps: int, denoise: float) -> Tensor:
+    """KSampler's sigmas for a teacher's sampler and scheduler: (steps+1,) float32."""
+    sampler, scheduler = names
 
     def of(name: str) -> Tensor:
-        return core_samplers.scheduler_sigmas(
-            model, request.teacher_sampler, name, steps, request.denoise
-        )
+        return core_samplers.scheduler_sigmas(model, sampler, name, steps, denoise)
 
     if scheduler != KARRAS_BETA:
         return of(scheduler)
