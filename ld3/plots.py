@@ -57,7 +57,8 @@ def levels_picture(schedules: dict[str, Sequence[float]]) -> np.ndarray:
     axes = figure.subplots()
     for (name, sigmas), style in zip(schedules.items(), cycle(STYLES), strict=False):
         label = shown(name, TITLE_LETTERS // 3)
-        (line,) = axes.plot(sigmas, lw=2, markersize=6, **style)
+        (line,) = axes.plot(sigmas, lw=2, markersize=6)
+        line.set(**style)
         line.set_label(label if not label.startswith("_") else f" {label}")
     _noise_axis(axes, [sigma for sigmas in schedules.values() for sigma in sigmas])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

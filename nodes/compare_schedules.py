@@ -121,7 +121,8 @@ class LD3CompareSchedules(io.ComfyNode):
             picture = torch.from_numpy(comparison_picture(columns, rows)).float()[None] / 255
         table = comparison_table(columns)
         warn(cls, "LD3 Compare Schedules", warnings)
-        return io.NodeOutput(picture, table, ui=ui.PreviewImage(picture, cls=cls))
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"table": [table]}
+        return io.NodeOutput(picture, table, ui=shown)
 
 
 def _taken(inputs: dict, name: str, count: int) -> list:

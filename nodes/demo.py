@@ -7,7 +7,7 @@ import logging
 from comfy_api.v0_0_2 import io, ui
 
 from ..demo import demo_model
-from .types import show
+from .types import CLEARED, show
 
 logger = logging.getLogger(__name__)
 CATEGORY = "LD3/demo"
@@ -104,7 +104,7 @@ class LD3DemoPrompt(io.ComfyNode):
     def execute(cls, text: str) -> io.NodeOutput:
         conditioning, unknown = demo_model.encode_prompt(text)
         if not unknown:
-            show(cls, "All words known")
+            show(cls, CLEARED)
             return io.NodeOutput(conditioning)
         message = f"Words the demo model does not know: {', '.join(unknown)}"
         logger.warning("LD3 Demo Prompt: %s (text: %r)", message, text)

@@ -67,8 +67,8 @@ def training_output(
     schedule, summary = result.schedule, shown(training_summary(result), MOST_MESSAGE)
     picture, problems = _picture(result)
     warnings = [*result.problems, *training_warnings(schedule.info), *problems]
-    announce(node, name, summary, warnings)
-    preview = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(summary).as_dict()
+    said = announce(node, name, summary, warnings)
+    preview = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(said).as_dict()
     preview[FILE_KEY] = [result.path.name]
     if sampler is None or schedule.info.extras:
         sampler = schedule_sampler(schedule)

@@ -71,8 +71,10 @@ def warn(node: type[io.ComfyNode], name: str, messages: list[str]) -> None:
         show(node, "\n".join(messages))
 
 
-def announce(node: type[io.ComfyNode], name: str, summary: str, warnings: list[str]) -> None:
-    """Show a result with its warnings on the node, and log them with its display name."""
+def announce(node: type[io.ComfyNode], name: str, summary: str, warnings: list[str]) -> str:
+    """Show a result with its warnings on the node, log them, and return the text."""
     logger.info("%s: %s", name, shown(summary, MOST_MESSAGE))
     warn(node, name, warnings)
-    show(node, "\n".join([summary, *(f"Warning: {warning}." for warning in warnings)]))
+    said = "\n".join([summary, *(f"Warning: {warning}." for warning in warnings)])
+    show(node, said)
+    return shown(said, MOST_MESSAGE)

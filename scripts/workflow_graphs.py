@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-SCHEDULE = "my_schedule.safetensors"
+HUB = "https://huggingface.co/Comfy-Org"
+Z_IMAGE, Z_TEXT = "z_image_bf16.safetensors", "qwen_3_4b.safetensors"
+CHECKPOINT, VAE = "v1-5-pruned-emaonly-fp16.safetensors", "ae.safetensors"
+MODELS = {  # file -> folder below models, and where core's templates download it from
+    CHECKPOINT: ("checkpoints", f"{HUB}/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}"),
+    Z_IMAGE: (
+        "diffusion_models",
+        f"{HUB}/z_image/resolve/main/split_files/diffusion_models/{Z_IMAGE}",
+    ),
+    Z_TEXT: (
+        "text_encoders",
+        f"{HUB}/z_image_turbo/resolve/main/split_files/text_encoders/{Z_TEXT}",
+    ),
+    VAE: ("vae", f"{HUB}/z_image_turbo/resolve/main/split_files/vae/{VAE}"),
+}
+NO_SCHEDULE = "no schedule yet: train one with LD3 Train Schedule"
 SD_PROMPT = "photo of a red fox in a snowy forest, morning light"
 SD_NEGATIVE = "blurry, low quality, text"
+# three columns, which a window of 1600 x 950 shows at their real size
+LEFT, MIDDLE, RIGHT = (20, 60), (340, 60), (680, 60)
+NARROW, BETWEEN, WIDE = 280, 300, 780
+HEIGHT = 900
 
 
 def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "", **inputs: Any):
@@ -15,16 +33,39 @@ def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "",
     return {"kind": kind, "at": at, "size": size, "title": title, "inputs": inputs}
 
 
-def sampling(seed: Any, **options: Any) -> dict[str, Any]:
-    """Widget values of KSampler in the demo."""
-    defaults = {"cfg": 1, "sampler_name": "dpmpp_2m", "scheduler": "beta", "denoise": 1}
-    return {"seed": seed, **defaults, **options}
+def left(y: int, kind: str, title: str = "", tall: int = 58, **inputs: Any) -> dict[str, Any]:
+    """A node of the first column."""
+    return node(kind, (LEFT[0], y), (NARROW, tall), title, **inputs)
 
 
-DEMO_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
+def groups(
+    first: str, second: str, third: str, height: int = HEIGHT
+) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """The three columns."""
+    places = zip((LEFT, MIDDLE, RIGHT), (NARROW, BETWEEN, WIDE), strict=True)
+    columns = zip((first, second, third), places, strict=True)
+    return [(title, (at[0] - 20, 0, width + 40, height)) for title, (at, width) in columns]
+
+
+def train_and_compare(
+    connected: dict[str, Any], prompts: dict[str, Any], train: dict[str, Any], **compared: Any
+) -> dict[str, Any]:
+    """The nodes "5", which trains, and "9", which compares, of every such graph."""
+    both = {"cfg": train["cfg"]}
+    return {
+        "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 640), **connected, **train),
+        "9": node("LD3CompareSchedules", RIGHT, (WIDE, 820), "Compare: reference | standard | "
+                  "learned", **connected | prompts | both, schedule=["5", 2], **compared),
+    }  # fmt: skip
+
+
+def note(text: str) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
+    """A note above the node that trains."""
+    return [(MIDDLE, (BETWEEN, 110), text)]
+
+
+DEMO_CONDS = {"model": ["1", 0], "positive": ["20", 0], "negative": ["3", 0]}
 DEMO_CONDS |= {"latent_image": ["1", 2]}
-STITCH = {"direction": "right", "match_image_size": True, "spacing_width": 2}
-STITCH |= {"spacing_color": "white"}
 SD_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
 SD_CONDS |= {"latent_image": ["4", 0]}
 
@@ -32,166 +73,148 @@ SD_CONDS |= {"latent_image": ["4", 0]}
 def sd_inputs() -> dict[str, Any]:
     """Checkpoint, prompts and empty latent, the first column of both Stable Diffusion graphs."""
     return {
-        "1": node("CheckpointLoaderSimple", (20, 60), (340, 98), ckpt_name=CHECKPOINT),
-        "2": node("CLIPTextEncode", (20, 230), (340, 130), "Prompt",
-                  text=SD_PROMPT, clip=["1", 1]),
-        "3": node("CLIPTextEncode", (20, 430), (340, 130), "Negative prompt",
-                  text=SD_NEGATIVE, clip=["1", 1]),
-        "4": node("EmptyLatentImage", (20, 630), (340, 106), width=512, height=512, batch_size=1),
+        "1": left(60, "CheckpointLoaderSimple", tall=98, ckpt_name=CHECKPOINT),
+        "2": left(230, "CLIPTextEncode", "Prompt", 150, text=SD_PROMPT, clip=["1", 1]),
+        "3": left(450, "CLIPTextEncode", "Negative prompt", 130, text=SD_NEGATIVE, clip=["1", 1]),
+        "4": left(650, "EmptyLatentImage", tall=106, width=512, height=512, batch_size=1),
     }  # fmt: skip
 
 
 GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 demo - train and compare": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 98), batch_size=4, model="flow"),
-            "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt to sample",
-                      text="hamburger"),
-            "3": node("LD3DemoPrompt", (20, 370), (300, 70), "Negative prompt", text=""),
-            "20": node("LD3DemoPrompt", (20, 690), (300, 70), "Prompt to learn from",
-                       text="grinning face"),
-            "4": node("PrimitiveInt", (20, 530), (300, 82), "Seed of all four", value=1),
-            "5": node("LD3TrainSchedule", (400, 60), (380, 530),
-                      **DEMO_CONDS | {"positive": ["20", 0]}, steps=3, cfg=1, name="emoji",
-                      batch_size=16),
-            "6": node("KSampler", (860, 60), (300, 262), "Teacher: 20 steps", **DEMO_CONDS,
-                      **sampling(["4", 0], steps=20)),
-            "7": node("KSampler", (860, 390), (300, 262), "euler + simple, 3 steps",
-                      **DEMO_CONDS, **sampling(["4", 0], steps=3, sampler_name="euler",
-                                               scheduler="simple")),
-            "8": node("KSampler", (860, 720), (300, 262), "dpmpp_2m + beta, 3 steps",
-                      **DEMO_CONDS, **sampling(["4", 0], steps=3)),
-            "9": node("LD3KSampler", (860, 1050), (300, 214), "Learned: 3 steps", **DEMO_CONDS,
-                      schedule=["5", 2], seed=["4", 0], cfg=1, denoise=1),
-            "10": node("VAEDecode", (1220, 60), (180, 46), samples=["6", 0], vae=["1", 1]),
-            "11": node("VAEDecode", (1220, 390), (180, 46), samples=["7", 0], vae=["1", 1]),
-            "12": node("VAEDecode", (1220, 720), (180, 46), samples=["8", 0], vae=["1", 1]),
-            "13": node("VAEDecode", (1220, 1050), (180, 46), samples=["9", 0], vae=["1", 1]),
-            "14": node("ImageStitch", (1220, 180), (220, 150), "Teacher | euler",
-                       image1=["10", 0], image2=["11", 0], **STITCH),
-            "15": node("ImageStitch", (1220, 510), (220, 150), "... | dpmpp_2m",
-                       image1=["14", 0], image2=["12", 0], **STITCH),
-            "16": node("ImageStitch", (1220, 840), (220, 150), "... | learned",
-                       image1=["15", 0], image2=["13", 0], **STITCH),
-            "17": node("ImageScale", (1220, 1150), (220, 130), "Enlarge", image=["16", 0],
-                       upscale_method="nearest-exact", width=1072, height=256, crop="disabled"),
-            "18": node("SaveImage", (1520, 60), (960, 570),
-                       "Teacher | euler + simple | dpmpp_2m + beta | learned",
-                       images=["17", 0], filename_prefix="LD3_demo"),
-            "19": node("PreviewImage", (1520, 710), (960, 570), "Report", images=["5", 3]),
+            "1": left(60, "LD3DemoModel", tall=122, batch_size=1, model="flow"),
+            "20": left(255, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
+            "3": left(385, "LD3DemoPrompt", "Negative prompt", text=""),
+            "2": left(515, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+            "21": left(645, "LD3DemoPrompt", "Another prompt", text="fish"),
+            "22": left(775, "LD3DemoPrompt", "Another prompt", text="sunflower"),
+            **train_and_compare(
+                DEMO_CONDS,
+                {"positive": ["2", 0], "positive_2": ["21", 0], "positive_3": ["22", 0]},
+                {"steps": 3, "cfg": 1, "name": "emoji"},
+                vae=["1", 1], seed=5, noises=1, compare_with="euler + simple, best standard",
+                row_names="hamburger, fish, sunflower",
+            ),
         },
-        "groups": [
-            ("1. A tiny model, prompts", (0, 0, 340, 820)),
-            ("2. Learn 3 steps, once", (380, 0, 420, 1310)),
-            ("3. Sample the same noise in four ways", (840, 0, 620, 1310)),
-            ("4. Compare", (1500, 0, 1000, 1310)),
-        ],
-        "notes": [
-            ((20, 890), (300, 390), "## LD3 demo\n\nPress **Run**. The node *LD3 Train Schedule* "
-             "learns 3 sampling steps, so that the result is close to what this model gives in 20, "
-             "and saves them in `models/ld3`. Later runs use the saved schedule.\n\nEach image on "
-             "the right, from left to right:\n\n1. the teacher in 20 steps\n2. euler + simple in "
-             "3\n3. dpmpp_2m + beta in 3\n4. the learned schedule in 3\n\nChange **Seed** or "
-             "**Prompt to sample** to see others: nothing is learned again."),
-        ],
+        "groups": groups("1. A tiny model, prompts", "2. Learn 3 steps, once", "3. Compare"),
+        "notes": note(
+            "**Press Run.** The node below learns 3 steps of this model that come close to "
+            "its 20, in about a minute on a CPU, and saves them in `models/ld3`. The node on the "
+            "right then draws prompts that nothing was learned from. Change them and run again: "
+            "nothing is learned twice."
+        ),
     },
     "LD3 train for Stable Diffusion": {
         "nodes": {
             **sd_inputs(),
-            "5": node("LD3TrainSchedule", (440, 60), (400, 530), **SD_CONDS),
-            "6": node("SamplerCustom", (920, 60), (340, 230), "Core: SIGMAS + SAMPLER",
-                      **SD_CONDS, sampler=["5", 1], sigmas=["5", 0], add_noise=True,
-                      noise_seed=1, cfg=7),
-            "7": node("LD3KSampler", (920, 420), (340, 214), "The same in one node", **SD_CONDS,
-                      schedule=["5", 2], seed=1, cfg=7, denoise=1),
-            "8": node("VAEDecode", (1300, 60), (200, 46), samples=["6", 0], vae=["1", 2]),
-            "9": node("VAEDecode", (1300, 420), (200, 46), samples=["7", 0], vae=["1", 2]),
-            "10": node("SaveImage", (1560, 60), (340, 300), images=["8", 0],
-                       filename_prefix="LD3_core"),
-            "11": node("SaveImage", (1560, 420), (340, 300), images=["9", 0],
-                       filename_prefix="LD3"),
-            "12": node("PreviewImage", (920, 760), (980, 340), "Report", images=["5", 3]),
+            **train_and_compare(
+                SD_CONDS,
+                {},
+                {"steps": 5, "cfg": 7, "name": "my_schedule"},
+                vae=["1", 2], seed=1, noises=2, compare_with="dpmpp_2m + karras, best standard",
+            ),
         },
-        "groups": [
-            ("1. Your model, prompt and size", (0, 0, 380, 1120)),
-            ("2. Learn, once", (420, 0, 440, 1120)),
-            ("3. Sample in either way: both give the same image", (900, 0, 1020, 1120)),
-        ],
-        "notes": [
-            ((20, 780), (340, 320), "## Train for your own model\n\n1. Choose your checkpoint; "
-             "add your LoRAs, if any.\n2. Write a typical prompt.\n3. In *LD3 Train Schedule*, set "
-             "**cfg**, **sampler_name** and **steps** to what you will sample with; set the same "
-             "cfg in the samplers.\n4. Press **Run**. The schedule is saved in `models/ld3` under "
-             "**name**; later runs use it at once."),
-        ],
+        "groups": groups("1. Your model, prompt and size", "2. Learn, once", "3. Compare"),
+        "notes": note(
+            "**Your own model:** choose your checkpoint, write a typical prompt, set **cfg** and "
+            "**steps** as you will sample, and the same **cfg** on the right. Press **Run**: 2,500 "
+            "model calls, as many as 125 images in 20 steps (10 minutes where such an image takes "
+            "5 s). `quality` fast takes a third."
+        ),
+    },
+    "LD3 train for a flow model (Z-Image)": {
+        "nodes": {
+            "1": left(60, "UNETLoader", tall=82, unet_name=Z_IMAGE, weight_dtype="default"),
+            "6": left(195, "ModelSamplingAuraFlow", "Shift", model=["1", 0], shift=3),
+            "7": left(300, "CLIPLoader", tall=106, clip_name=Z_TEXT, type="lumina2"),
+            "8": left(460, "VAELoader", vae_name=VAE),
+            "2": left(590, "CLIPTextEncode", "Prompt", 90, text=SD_PROMPT, clip=["7", 0]),
+            "3": left(735, "CLIPTextEncode", "Negative prompt", 60, text="", clip=["7", 0]),
+            "4": left(870, "EmptySD3LatentImage", tall=106, width=768, height=768, batch_size=1),
+            **train_and_compare(
+                SD_CONDS | {"model": ["6", 0]},
+                {},
+                {"steps": 8, "cfg": 4, "name": "z_image", "sampler_name": "res_multistep",
+                 "teacher_sampler": "res_multistep", "teacher_steps": 25},
+                vae=["8", 0], seed=1, noises=1,
+                compare_with="res_multistep + simple, best standard",
+            ),
+        },
+        "groups": groups("1. Model, shift, prompt, size", "2. Learn, once", "3. Compare", 1020),
+        "notes": note(
+            "**A flow model:** Z-Image with its shift, sampler and cfg, 8 steps instead of 25. "
+            "Other flow models (Flux, Qwen-Image, SD3): replace the loaders and the shift. "
+            "2,500 model calls of two images each at cfg 4, as many as 100 images in 25 steps; set "
+            "**minutes** to limit it."
+        ),
     },
     "LD3 sample with a saved schedule": {
         "nodes": {
             **sd_inputs(),
-            "5": node("LD3LoadSchedule", (440, 60), (360, 98), name=SCHEDULE),
-            "6": node("LD3KSampler", (440, 230), (360, 214), **SD_CONDS, schedule=["5", 2],
+            "5": node("LD3LoadSchedule", (340, 60), (320, 420), name=NO_SCHEDULE),
+            "6": node("LD3KSampler", (340, 540), (320, 214), **SD_CONDS, schedule=["5", 2],
                       seed=1, cfg=7, denoise=1),
-            "7": node("VAEDecode", (860, 60), (200, 46), samples=["6", 0], vae=["1", 2]),
-            "8": node("SaveImage", (860, 170), (480, 560), images=["7", 0],
+            "7": node("VAEDecode", (720, 60), (200, 46), samples=["6", 0], vae=["1", 2]),
+            "8": node("SaveImage", (720, 250), (520, 600), images=["7", 0],
                       filename_prefix="LD3"),
         },
         "groups": [
-            ("1. Model and prompt", (0, 0, 380, 760)),
-            ("2. Sample with a saved schedule", (420, 0, 940, 760)),
+            ("1. Model and prompt", (0, 0, 320, HEIGHT)),
+            ("2. Sample with a saved schedule", (320, 0, 940, HEIGHT)),
         ],
         "notes": [
-            ((440, 520), (360, 220), "## Sample with a saved schedule\n\nChoose a file "
-             "from `models/ld3` in *LD3 Load Schedule*; press **R** if it is not listed. The "
-             "schedule sets the sampler and the steps. Use the **cfg** it was learned at."),
+            ((960, 60), (280, 110), "Choose a schedule in *LD3 Load Schedule*, which shows what it "
+             "is for. Use its **cfg**."),
         ],
     },
     "LD3 train for SamplerCustomAdvanced": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 98), batch_size=4, model="flow"),
-            "2": node("LD3DemoPrompt", (20, 210), (300, 70), "Prompt to learn from",
+            "1": node("LD3DemoModel", (20, 60), (300, 122), batch_size=4, model="flow"),
+            "2": node("LD3DemoPrompt", (20, 255), (300, 70), "Prompt to learn from",
                       text="grinning face"),
-            "3": node("LD3DemoPrompt", (20, 330), (300, 70), "Prompt to sample",
+            "3": node("LD3DemoPrompt", (20, 385), (300, 70), "Prompt to sample",
                       text="hamburger"),
-            "4": node("RandomNoise", (20, 450), (300, 82), noise_seed=1),
-            "5": node("KSamplerSelect", (20, 580), (300, 58), sampler_name="euler"),
-            "6": node("BasicScheduler", (20, 690), (300, 106), "Teacher: 20 steps",
+            "4": node("RandomNoise", (20, 515), (300, 82), noise_seed=1),
+            "5": node("KSamplerSelect", (20, 650), (300, 58), sampler_name="euler"),
+            "6": node("BasicScheduler", (20, 765), (300, 106), "Teacher: 20 steps",
                       model=["1", 0], scheduler="simple", steps=20, denoise=1),
-            "7": node("BasicScheduler", (20, 850), (300, 106), "simple, 6 steps",
+            "7": node("BasicScheduler", (20, 935), (300, 106), "simple, 6 steps",
                       model=["1", 0], scheduler="simple", steps=6, denoise=1),
             "8": node("BasicGuider", (400, 60), (300, 46), "Guider to learn with",
                       model=["1", 0], conditioning=["2", 0]),
-            "9": node("LD3TrainScheduleAdvanced", (400, 160), (380, 480), guider=["8", 0],
+            "9": node("LD3TrainScheduleAdvanced", (400, 160), (380, 540), guider=["8", 0],
                       sampler=["5", 0], sigmas=["6", 0], latent_image=["1", 2], steps=6,
-                      name="advanced", batch_size=16),
+                      name="advanced"),
             "10": node("BasicGuider", (860, 60), (300, 46), model=["1", 0],
                        conditioning=["3", 0]),
             "11": node("SamplerCustomAdvanced", (860, 160), (300, 126), "Teacher: 20 steps",
                        noise=["4", 0], guider=["10", 0], sampler=["5", 0], sigmas=["6", 0],
                        latent_image=["1", 2]),
-            "12": node("SamplerCustomAdvanced", (860, 340), (300, 126), "simple, 6 steps",
+            "12": node("SamplerCustomAdvanced", (860, 360), (300, 126), "simple, 6 steps",
                        noise=["4", 0], guider=["10", 0], sampler=["5", 0], sigmas=["7", 0],
                        latent_image=["1", 2]),
-            "13": node("SamplerCustomAdvanced", (860, 520), (300, 126), "Learned: 6 steps",
+            "13": node("SamplerCustomAdvanced", (860, 560), (300, 126), "Learned: 6 steps",
                        noise=["4", 0], guider=["10", 0], sampler=["9", 1], sigmas=["9", 0],
                        latent_image=["1", 2]),
             "14": node("VAEDecode", (1220, 160), (180, 46), samples=["11", 0], vae=["1", 1]),
-            "15": node("VAEDecode", (1220, 340), (180, 46), samples=["12", 0], vae=["1", 1]),
-            "16": node("VAEDecode", (1220, 520), (180, 46), samples=["13", 0], vae=["1", 1]),
+            "15": node("VAEDecode", (1220, 360), (180, 46), samples=["12", 0], vae=["1", 1]),
+            "16": node("VAEDecode", (1220, 560), (180, 46), samples=["13", 0], vae=["1", 1]),
             "17": node("PreviewImage", (1460, 60), (300, 280), "Teacher: 20 steps",
                        images=["14", 0]),
-            "18": node("PreviewImage", (1460, 380), (300, 280), "simple, 6 steps",
+            "18": node("PreviewImage", (1460, 390), (300, 280), "simple, 6 steps",
                        images=["15", 0]),
-            "19": node("PreviewImage", (1460, 700), (300, 280), "Learned: 6 steps",
+            "19": node("PreviewImage", (1460, 720), (300, 280), "Learned: 6 steps",
                        images=["16", 0]),
-            "20": node("PreviewImage", (860, 710), (560, 270), "Report", images=["9", 3]),
+            "20": node("PreviewImage", (860, 760), (560, 300), "Report", images=["9", 3]),
         },
         "groups": [
-            ("1. What your graph has", (0, 0, 340, 1000)),
-            ("2. Learn 6 steps, once", (380, 0, 420, 1000)),
-            ("3. Sample with both outputs", (840, 0, 940, 1000)),
+            ("1. What your graph has", (0, 0, 340, 1090)),
+            ("2. Learn 6 steps, once", (380, 0, 420, 1090)),
+            ("3. Sample with both outputs", (840, 0, 940, 1090)),
         ],
         "notes": [
-            ((400, 700), (380, 280), "## Train for SamplerCustomAdvanced\n\nConnect the guider, "
+            ((400, 800), (380, 260), "## Train for SamplerCustomAdvanced\n\nConnect the guider, "
              "sampler, scheduler and latent of your graph to *LD3 Train Schedule (Advanced)*. Its "
              "result is close to what these sigmas give, in fewer steps.\n\nThen connect its "
              "outputs **sampler** and **sigmas** to SamplerCustomAdvanced. Later runs use the "
@@ -200,45 +223,45 @@ GRAPHS: dict[str, dict[str, Any]] = {
     },
     "LD3 train a distilled model": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 98), "Distilled model", batch_size=4,
+            "1": node("LD3DemoModel", (20, 60), (300, 122), "Distilled model", batch_size=4,
                       model="flow turbo"),
-            "2": node("LD3DemoModel", (20, 210), (300, 98), "The model it was distilled from",
+            "2": node("LD3DemoModel", (20, 255), (300, 122), "The model it was distilled from",
                       batch_size=1, model="flow"),
-            "3": node("LD3DemoPrompt", (20, 360), (300, 70), "Prompt", text="cat face"),
-            "4": node("LD3DemoPrompt", (20, 480), (300, 70), "Negative prompt", text=""),
-            "5": node("KSamplerSelect", (20, 600), (300, 58), sampler_name="euler"),
-            "6": node("BasicScheduler", (20, 710), (300, 106), "Teacher: 20 steps",
+            "3": node("LD3DemoPrompt", (20, 450), (300, 70), "Prompt", text="cat face"),
+            "4": node("LD3DemoPrompt", (20, 580), (300, 70), "Negative prompt", text=""),
+            "5": node("KSamplerSelect", (20, 710), (300, 58), sampler_name="euler"),
+            "6": node("BasicScheduler", (20, 825), (300, 106), "Teacher: 20 steps",
                       model=["2", 0], scheduler="simple", steps=20, denoise=1),
-            "7": node("ManualSigmas", (20, 870), (300, 58), "Sigmas of the model's page",
+            "7": node("ManualSigmas", (20, 1000), (300, 58), "Sigmas of the model's page",
                       sigmas="1, 0.75, 0.5, 0.25, 0"),
             "8": node("BasicGuider", (400, 60), (380, 46), "Guider", model=["1", 0],
                       conditioning=["3", 0]),
             "9": node("CFGGuider", (400, 160), (380, 98), "Teacher's guider", model=["2", 0],
                       positive=["3", 0], negative=["4", 0], cfg=3),
-            "10": node("LD3TrainScheduleAdvanced", (400, 320), (380, 520), guider=["8", 0],
+            "10": node("LD3TrainScheduleAdvanced", (400, 330), (380, 540), guider=["8", 0],
                        sampler=["5", 0], sigmas=["6", 0], latent_image=["1", 2], steps=3,
-                       name="distilled", batch_size=16, teacher_guider=["9", 0],
+                       name="distilled", teacher_guider=["9", 0],
                        compare_with=["7", 0]),
             "11": node("RandomNoise", (860, 60), (300, 82), noise_seed=1),
             "12": node("SamplerCustomAdvanced", (860, 200), (300, 126), "Teacher: 20 steps",
                        noise=["11", 0], guider=["9", 0], sampler=["5", 0], sigmas=["6", 0],
                        latent_image=["1", 2]),
-            "13": node("SamplerCustomAdvanced", (860, 380), (300, 126), "The page's 4 steps",
+            "13": node("SamplerCustomAdvanced", (860, 400), (300, 126), "The page's 4 steps",
                        noise=["11", 0], guider=["8", 0], sampler=["5", 0], sigmas=["7", 0],
                        latent_image=["1", 2]),
-            "14": node("SamplerCustomAdvanced", (860, 560), (300, 126), "Learned: 3 steps",
+            "14": node("SamplerCustomAdvanced", (860, 600), (300, 126), "Learned: 3 steps",
                        noise=["11", 0], guider=["8", 0], sampler=["10", 1], sigmas=["10", 0],
                        latent_image=["1", 2]),
             "15": node("VAEDecode", (1220, 200), (180, 46), samples=["12", 0], vae=["1", 1]),
-            "16": node("VAEDecode", (1220, 380), (180, 46), samples=["13", 0], vae=["1", 1]),
-            "17": node("VAEDecode", (1220, 560), (180, 46), samples=["14", 0], vae=["1", 1]),
+            "16": node("VAEDecode", (1220, 400), (180, 46), samples=["13", 0], vae=["1", 1]),
+            "17": node("VAEDecode", (1220, 600), (180, 46), samples=["14", 0], vae=["1", 1]),
             "18": node("PreviewImage", (1460, 60), (300, 280), "Teacher: 20 steps",
                        images=["15", 0]),
-            "19": node("PreviewImage", (1460, 380), (300, 280), "The page's 4 steps",
+            "19": node("PreviewImage", (1460, 390), (300, 280), "The page's 4 steps",
                        images=["16", 0]),
-            "20": node("PreviewImage", (1460, 700), (300, 280), "Learned: 3 steps",
+            "20": node("PreviewImage", (1460, 720), (300, 280), "Learned: 3 steps",
                        images=["17", 0]),
-            "21": node("PreviewImage", (860, 740), (560, 240), "Report", images=["10", 3]),
+            "21": node("PreviewImage", (860, 800), (560, 300), "Report", images=["10", 3]),
         },
         "groups": [
             ("1. A distilled model and its teacher", (0, 0, 340, 1180)),
@@ -246,7 +269,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
             ("3. Compare", (840, 0, 940, 1180)),
         ],
         "notes": [
-            ((400, 890), (380, 270), "## Train a distilled model\n\nThe teacher is the model "
+            ((400, 920), (380, 240), "## Train a distilled model\n\nThe teacher is the model "
              "without the distillation LoRA, at its own cfg: connect its guider to "
              "**teacher_guider**. It samples first and is then unloaded.\n\nConnect the sigmas "
              "of the model's page to **compare_with**: they compete, and are returned if they are "

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.comfyui_server import ComfyServer  # noqa: E402
-from scripts.workflow_graphs import CHECKPOINT, GRAPHS, SCHEDULE  # noqa: E402
+from scripts.workflow_graphs import GRAPHS, MODELS  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -48,7 +48,7 @@ SETTINGS = {  # of the frontend, so that nothing covers the graph
     "Comfy.VueNodes.Enabled": False,
 }
 
-BUILD = """async ({api, places, titles, groups, notes, id, pack}) => {
+BUILD = """async ({api, places, titles, groups, notes, models, id, pack}) => {
     const app = window.app, LG = window.LiteGraph;
     await app.loadApiJson(api, 'workflow');
     for (const n of app.graph.nodes) {
@@ -60,6 +60,10 @@ BUILD = """async ({api, places, titles, groups, notes, id, pack}) => {
         else n.title = n.constructor.title ?? n.title;
         for (const w of n.widgets ?? [])
             if (w.name === 'control_after_generate') w.value = 'fixed';
+        const files = (n.widgets ?? []).map(w => w.value).filter(v => models[v]);
+        if (files.length) // what the frontend offers to download where it is missing
+            n.properties = {...n.properties, models: files.map(name => (
+                {name, url: models[name][1], directory: models[name][0]}))};
         if (n.type.startsWith('LD3'))
             n.properties = {...n.properties, 'Node name for S&R': n.type, ...pack};
     }
@@ -119,6 +123,7 @@ def build(page: Page, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "titles": {k: v["title"] for k, v in graph["nodes"].items()},
             "groups": graph["groups"],
             "notes": graph["notes"],
+            "models": MODELS,
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
             "pack": {"cnr_id": PROJECT["name"], "ver": PROJECT["version"]},
         },
@@ -208,7 +213,8 @@ def main() -> None:
         shutil.rmtree(base / "models", ignore_errors=True)
         demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--comfyui", options.comfyui]
         subprocess.run([*demo, "--base", str(base), "--docs"], check=True)
-    for name in ("checkpoints/" + CHECKPOINT, "ld3/" + SCHEDULE):  # listed by the widgets
+    for name, (folder, _) in MODELS.items():  # listed by the widgets
+        name = f"{folder}/{name}"
         (base / "models" / name).parent.mkdir(parents=True, exist_ok=True)
         (base / "models" / name).touch()
     WORKFLOWS.mkdir(exist_ok=True)

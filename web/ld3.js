@@ -24,7 +24,9 @@ function dropLivePicture(id) {
 // The classic renderer gives the text two lines, and scrolls the others.
 function fitText(node) {
     const widget = node.widgets?.find((w) => w.name === TEXT);
-    if (!widget?.options || window.LiteGraph?.vueNodesMode) return;
+    if (!widget?.options) return;
+    widget.hidden = widget.options.hidden = !String(widget.value).trim();
+    if (widget.hidden || window.LiteGraph?.vueNodesMode) return;
     const letters = Math.max(20, (node.size[0] - BORDER) / LETTER);
     const lines = String(widget.value).split("\n")
         .reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0);
@@ -84,7 +86,12 @@ app.registerExtension({
         let running = null;
         api.addEventListener("executing", ({ detail }) => { running = detail ?? running; });
         api.addEventListener("executed", ({ detail }) => {
-            if (isOurs(nodeOf(detail.node))) dropLivePicture(detail.node);
+            if (!isOurs(nodeOf(detail.node))) return;
+            dropLivePicture(detail.node);
+            // a cached result comes without the text that the node wrote while it ran
+            const text = detail.output?.text?.[0];
+            const said = { nodeId: detail.node, prompt_id: detail.prompt_id, text };
+            if (text) api.dispatchEvent(new CustomEvent("progress_text", { detail: said }));
             if (detail.output?.ld3_file) app.reloadNodeDefs?.(); // lists the new schedule
         });
         for (const event of ["execution_interrupted", "execution_error"])

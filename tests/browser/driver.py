@@ -36,6 +36,8 @@ QUEUED = """async () => {
     return q.queue_running.length + q.queue_pending.length;
 }"""
 
+FINISHED = "async () => Object.keys(await (await fetch('/history')).json()).length"
+
 
 class Frontend:
     """One window of the frontend.
@@ -124,8 +126,9 @@ class Frontend:
 
     def run(self, timeout: float = 240.0) -> None:
         """Click Run and wait until the queue is empty."""
+        before = self.page.evaluate(FINISHED)
         self.press_run()
-        self.page.wait_for_timeout(1000)
+        self.wait_for(lambda: self.page.evaluate(FINISHED) > before, timeout)
         self.wait_for(lambda: not self.page.evaluate(QUEUED), timeout)
         self.page.wait_for_timeout(1500)  # for the pictures
 
