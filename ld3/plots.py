@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -51,7 +51,7 @@ def report_picture(report: Report, title: str, details: Sequence[str] = ()) -> n
     return _pixels(figure)
 
 
-def levels_picture(schedules: dict[str, Sequence[float]]) -> np.ndarray:
+def levels_picture(schedules: Mapping[str, Sequence[float]]) -> np.ndarray:
     """Noise levels by step of several schedules by name, as (H, W, 3) uint8."""
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.subplots()

@@ -2,12 +2,13 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from ..ld3.comfy import folders
+from ..ld3.comfy import folders, routes
 from .compare_schedules import LD3CompareSchedules
 from .demo import LD3DemoModel, LD3DemoPrompt
 from .distill_solver import LD3DistillSolver
 from .ksampler import LD3KSampler
 from .load_schedule import LD3LoadSchedule
+from .messages import schedule_summary
 from .plot_schedule import LD3PlotSchedule
 from .train_schedule import LD3TrainSchedule
 from .train_schedule_advanced import LD3TrainScheduleAdvanced
@@ -19,6 +20,7 @@ class LD3Extension(ComfyExtension):
 
     async def on_load(self) -> None:
         folders.register()
+        routes.register(schedule_summary)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

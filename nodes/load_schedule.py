@@ -7,8 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..ld3 import schedule_file
 from ..ld3.comfy import folders
 from ..ld3.comfy.sampling import check_deterministic, schedule_sampler
-from .messages import schedule_summary
-from .types import CATEGORY, LD3Schedule, check_widgets, reporting, show
+from .types import CATEGORY, LD3Schedule, check_widgets, reporting
 
 
 class LD3LoadSchedule(io.ComfyNode):
@@ -26,8 +25,8 @@ class LD3LoadSchedule(io.ComfyNode):
                 io.Combo.Input(
                     "name",
                     options=folders.schedule_names() or [folders.NO_SCHEDULE],
-                    tooltip="Schedule file in models/ld3. Press R to list files added since "
-                    "ComfyUI was started.",
+                    tooltip="Schedule file in models/ld3. The node shows what it contains. Press R "
+                    "to list files that were put there by hand.",
                 ),
             ],
             outputs=[
@@ -70,5 +69,4 @@ class LD3LoadSchedule(io.ComfyNode):
             schedule = schedule_file.load(folders.schedule_path(name))
             check_deterministic(schedule)
             sampler = schedule_sampler(schedule)
-        show(cls, schedule_summary(schedule.info))
         return io.NodeOutput(schedule.plain_sigmas, sampler, schedule)

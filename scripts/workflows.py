@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "workflows"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WINDOW = {"width": 1600, "height": 900}
+WINDOW = {"width": 1600, "height": 950}
+BARS = [60, 60]  # pixels that the frontend's own bars cover, left and above
 THUMBNAIL_WIDTH = 800
 
 SETTINGS = {  # of the frontend, so that nothing covers the graph
@@ -83,17 +86,17 @@ BUILD = """async ({api, places, titles, groups, notes, models, id, pack}) => {
     app.graph.setDirtyCanvas(true, true);
 }"""
 
-FIT = """() => {
+FIT = """([besides, above]) => {
     const canvas = window.app.canvas;
     const boxes = window.app.graph.groups.map(g => [...g.pos, ...g.size]);
     const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
     const right = Math.max(...boxes.map(b => b[0] + b[2]));
     const bottom = Math.max(...boxes.map(b => b[1] + b[3]));
     const rect = canvas.canvas.getBoundingClientRect(), margin = 20;
-    const scale = Math.min((rect.width - 2 * margin) / (right - left),
-                           (rect.height - 2 * margin) / (bottom - top));
+    const scale = Math.min((rect.width - besides - 2 * margin) / (right - left),
+                           (rect.height - above - 2 * margin) / (bottom - top), 1);
     canvas.ds.scale = scale;
-    canvas.ds.offset = [margin / scale - left, margin / scale - top];
+    canvas.ds.offset = [(besides + margin) / scale - left, (above + margin) / scale - top];
     canvas.setDirty(true, true);
     return {x: rect.x, y: rect.y, width: Math.min(rect.width, (right - left) * scale + 2 * margin),
             height: Math.min(rect.height, (bottom - top) * scale + 2 * margin)};
@@ -128,7 +131,7 @@ def build(page: Page, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "pack": {"cnr_id": PROJECT["name"], "ver": PROJECT["version"]},
         },
     )
-    page.evaluate(FIT)
+    page.evaluate(FIT, BARS)
     # As text, which leaves out undefined values as a saved file does, instead of writing null.
     saved = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
     return json.loads(saved), to_api(page)
@@ -163,19 +166,22 @@ def frontend(browser: Browser, server: ComfyServer) -> Iterator[Page]:
 
 def draw(page: Page, file: Path) -> None:
     """Write a thumbnail of the open graph."""
-    from PIL import Image
-
     page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
     page.wait_for_timeout(500)
-    area = page.evaluate(FIT)
+    area = page.evaluate(FIT, [0, 0])
     page.wait_for_timeout(1500)
     page.screenshot(path=file.with_suffix(".png"), clip=area)
     page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
     with Image.open(file.with_suffix(".png")) as picture:
-        height = round(picture.height * THUMBNAIL_WIDTH / picture.width)
-        small = picture.convert("RGB").resize((THUMBNAIL_WIDTH, height), Image.LANCZOS)
-        small.save(file, quality=85, optimize=True)
+        shrink(picture, file)
     file.with_suffix(".png").unlink()
+
+
+def shrink(picture: Image.Image, file: Path) -> None:
+    """Write a picture as a thumbnail."""
+    height = round(picture.height * THUMBNAIL_WIDTH / picture.width)
+    small = picture.convert("RGB").resize((THUMBNAIL_WIDTH, height))
+    small.save(file, quality=85, optimize=True)
 
 
 def run_in(page: Page, timeout: float) -> None:
@@ -240,7 +246,10 @@ def write(name: str, browser: Browser, server: ComfyServer, run: bool) -> None:
             (folder / f"{name}.json").write_text(text, encoding="utf-8")
         if run:
             run_in(page, timeout=900)
-        draw(page, WORKFLOWS / f"{name}.jpg")
+            records = page.evaluate("() => window.app.nodeOutputs['9'].images")
+            shrink(server.fetch_image(records[0]), WORKFLOWS / f"{name}.jpg")
+        elif "demo" not in name:
+            draw(page, WORKFLOWS / f"{name}.jpg")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ WING = "ld3.training.gradient"
 MOST_PARAMETERS = 6
 FIXED_SIGNATURES = {
     "ld3/comfy/guided_run.py: sample": "ComfyUI calls a Sampler's method with these",
+    "nodes/compare_schedules.py: execute": "ComfyUI passes every input of a node by its name",
     "nodes/distill_solver.py: execute": "ComfyUI passes every input of a node by its name",
     "nodes/ksampler.py: execute": "ComfyUI passes every input of a node by its name",
     "nodes/train_schedule.py: execute": "ComfyUI passes every input of a node by its name",

@@ -66,17 +66,134 @@ function hasAdvanced(node) {
         .some(([, given]) => given?.advanced && !given.hidden);
 }
 
+const NO_SCHEDULE = "no schedule yet"; // how the text in an empty list begins
+const nameOf = (node) => node.widgets?.find((w) => w.name === "name");
+const toast = (severity, detail) =>
+    app.extensionManager.toast.add({ severity, summary: "LD3", detail, life: 6000 });
+
+async function ask(path, body) {
+    const json = { "Content-Type": "application/json" };
+    const options = body && { method: "POST", headers: json, body: JSON.stringify(body) };
+    const answer = await api.fetchApi(`/ld3/${path}`, options);
+    const found = await answer.json();
+    if (!answer.ok) throw new Error(found.error ?? answer.statusText);
+    return found;
+}
+
+// LD3 Load Schedule shows what the chosen file contains, before anything runs.
+function addContents(node) {
+    const box = document.createElement("div"), image = document.createElement("img");
+    const words = document.createElement("div");
+    box.style.cssText = "overflow:auto;font-size:11px;line-height:1.35;color:var(--input-text)";
+    image.style.cssText = "width:100%;border-radius:4px";
+    image.alt = "noise levels";
+    words.style.cssText = "white-space:pre-line;padding:4px";
+    box.append(image, words);
+    const options = { serialize: false, getMinHeight: () => 250, getMaxHeight: () => 420 };
+    const widget = node.addDOMWidget("contents", "ld3_contents", box, options);
+    widget.serialize = false;
+    const name = nameOf(node), before = name.callback;
+    node.ld3Update = async () => {
+        const file = encodeURIComponent(name.value ?? "");
+        image.hidden = true;
+        try {
+            words.textContent = (await ask(`schedule?name=${file}`)).summary;
+            image.src = api.apiURL(`/ld3/picture?name=${file}&t=${Date.now()}`);
+            image.hidden = false;
+        } catch (error) {
+            words.textContent = error.message;
+        }
+    };
+    name.callback = function (...values) {
+        const result = before?.apply(this, values);
+        node.ld3Update();
+        return result;
+    };
+    node.ld3Update();
+}
+
+function choose(node, file) {
+    const name = nameOf(node);
+    name.value = file;
+    name.callback?.(file);
+}
+
+// Lists the files anew; nodes that had none take the given one, or the first.
+async function refreshLists(file, changed = {}) {
+    await app.reloadNodeDefs?.();
+    for (const node of app.graph.nodes.filter((n) => n.comfyClass === "LD3LoadSchedule")) {
+        const name = nameOf(node), files = name.options.values ?? [];
+        if (name.value === changed.from) choose(node, changed.to);
+        else if (String(name.value).startsWith(NO_SCHEDULE) && files.length)
+            choose(node, file ?? files[0]);
+    }
+}
+
+async function tried(action) {
+    try {
+        await action();
+    } catch (error) {
+        toast("error", error.message);
+    }
+}
+
+async function copy(text, what) {
+    await navigator.clipboard.writeText(text);
+    toast("success", `${what} copied`);
+}
+
+function scheduleMenu(node) {
+    const file = nameOf(node)?.value, { dialog } = app.extensionManager;
+    const shared = () => ask(`schedule?name=${encodeURIComponent(file)}`);
+    const items = {
+        "Copy sigmas for ManualSigmas": async () => copy((await shared()).sigmas, "sigmas"),
+        "Copy schedule as one line": async () => copy((await shared()).line, "schedule"),
+        "Import schedule from a line": async () => {
+            const line = await dialog.prompt({ title: "LD3", message: "The copied line" });
+            if (!line) return;
+            const name = await dialog.prompt({ title: "LD3", message: "Name of the schedule" });
+            if (!name) return;
+            const saved = (await ask("import", { line, name })).name;
+            await refreshLists();
+            choose(node, saved);
+        },
+        "Rename schedule": async () => {
+            const old = file.replace(/\.safetensors$/, "").split(/[\\/]/).pop();
+            const message = "New name";
+            const to = await dialog.prompt({ title: "LD3", message, defaultValue: old });
+            if (!to || to === old) return;
+            const renamed = (await ask("rename", { name: file, new: to })).name;
+            await refreshLists(undefined, { from: file, to: renamed });
+        },
+        "Delete schedule": async () => {
+            const message = `Delete ${file}? This cannot be undone.`;
+            if (!(await dialog.confirm({ title: "LD3", message }))) return;
+            await ask("delete", { name: file });
+            await refreshLists();
+            node.ld3Update();
+        },
+    };
+    return Object.entries(items).map(([content, action]) => (
+        { content, callback: () => tried(action) }));
+}
+
 app.registerExtension({
     name: "LD3",
     nodeCreated(node) {
         if (!isOurs(node)) return;
         hideExpertWidgets(node);
+        if (node.comfyClass === "LD3LoadSchedule") addContents(node);
         node.setSize([Math.max(node.size[0], 300), node.computeSize()[1]]);
     },
     loadedGraphNode(node) {
         if (isOurs(node)) hideExpertWidgets(node);
+        if (node.comfyClass !== "LD3LoadSchedule") return;
+        const name = nameOf(node), [first] = name.options.values ?? [];
+        if (first && String(name.value).startsWith(NO_SCHEDULE)) choose(node, first);
+        else node.ld3Update();
     },
     getNodeMenuItems(node) {
+        if (node.comfyClass === "LD3LoadSchedule") return scheduleMenu(node);
         if (!isOurs(node) || !hasAdvanced(node) || window.LiteGraph?.vueNodesMode) return [];
         const shown = node.properties.ld3_advanced;
         const content = shown ? "Hide advanced inputs" : "Show advanced inputs";
@@ -92,7 +209,7 @@ app.registerExtension({
             const text = detail.output?.text?.[0];
             const said = { nodeId: detail.node, prompt_id: detail.prompt_id, text };
             if (text) api.dispatchEvent(new CustomEvent("progress_text", { detail: said }));
-            if (detail.output?.ld3_file) app.reloadNodeDefs?.(); // lists the new schedule
+            if (detail.output?.ld3_file) refreshLists(detail.output.ld3_file[0]);
         });
         for (const event of ["execution_interrupted", "execution_error"])
             api.addEventListener(event, ({ detail }) => {

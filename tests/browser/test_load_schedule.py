@@ -1,0 +1,91 @@
+"""LD3 Load Schedule: what a file contains before Run, new files without a key, its menu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scripts.comfyui_server import ComfyServer
+
+from .driver import Frontend
+from .test_nodes_say import empty_folder, training
+
+WORDS = """(id) => window.app.graph.getNodeById(id).widgets
+    .find(w => w.name === 'contents').element.innerText"""
+MENU = """([id, item]) => {
+    const items = window.app.collectNodeMenuItems(window.app.graph.getNodeById(id));
+    items.find(i => i?.content === item).callback();
+}"""
+
+
+@pytest.fixture
+def loaded(frontend: Frontend, server: ComfyServer) -> tuple[int, str]:
+    """A schedule trained just now, and a Load node that was there before it; (id, file)."""
+    empty_folder(server)
+    frontend.page.evaluate("async () => { await window.app.reloadNodeDefs(); }")
+    load = frontend.add("LD3LoadSchedule", (900, 120))
+    training(frontend, name=f"new {frontend.renderer}", retrain=True, teacher_steps=6)
+    frontend.run(120)
+    return load, f"new {frontend.renderer}.safetensors"
+
+
+def words(frontend: Frontend, node: int) -> str:
+    return frontend.page.evaluate(WORDS, node)
+
+
+def test_a_new_schedule_is_listed_and_shown_without_a_key(
+    frontend: Frontend, loaded: tuple[int, str]
+) -> None:
+    load, file = loaded
+    frontend.wait_for(lambda: frontend.text(load, "name") == file, 20)
+    frontend.wait_for(lambda: "3 steps of dpmpp_2m" in words(frontend, load), 20)
+    assert "cfg 1" in words(frontend, load) and "error" in words(frontend, load)
+    frontend.page.wait_for_timeout(1500)
+    size = frontend.page.evaluate(
+        """(id) => { const i = window.app.graph.getNodeById(id).widgets
+            .find(w => w.name === 'contents').element.querySelector('img');
+            return [i.naturalWidth, i.hidden]; }""",
+        load,
+    )
+    assert size == [800, False]
+    frontend.screenshot("load-contents")
+
+
+def test_a_schedule_can_be_renamed_and_deleted_in_the_nodes_menu(
+    frontend: Frontend, loaded: tuple[int, str], server: ComfyServer
+) -> None:
+    load, file = loaded
+    frontend.wait_for(lambda: frontend.text(load, "name") == file, 20)
+    page, folder = frontend.page, server.base / "models" / "ld3"
+    page.evaluate(MENU, [load, "Rename schedule"])
+    box = page.get_by_role("dialog").get_by_role("textbox")
+    box.fill("another name")
+    box.press("Enter")
+    frontend.wait_for(lambda: frontend.text(load, "name") == "another name.safetensors", 20)
+    assert (folder / "another name.safetensors").is_file() and not (folder / file).exists()
+    page.evaluate(MENU, [load, "Delete schedule"])
+    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    frontend.wait_for(lambda: not (folder / "another name.safetensors").exists(), 20)
+
+
+def test_every_line_that_is_shared_gives_the_same_schedule_again(
+    frontend: Frontend, loaded: tuple[int, str]
+) -> None:
+    _, file = loaded
+    found: dict[str, Any] = frontend.page.evaluate(
+        """async (file) => {
+            const get = async (n) => (await fetch('/ld3/schedule?name=' + encodeURIComponent(n)))
+                .json();
+            const first = await get(file);
+            const headers = {'Content-Type': 'application/json'};
+            const body = JSON.stringify({line: first.line, name: 'from a friend'});
+            const answer = await fetch('/ld3/import', {method: 'POST', headers, body});
+            const second = await get((await answer.json()).name);
+            return {first, second};
+        }""",
+        file,
+    )
+    first, second = found["first"], found["second"]
+    assert first["sigmas"] == second["sigmas"] and first["line"].startswith("ld3:1:")
+    assert first["summary"] == second["summary"] and second["name"] == "from a friend.safetensors"

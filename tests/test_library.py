@@ -1,0 +1,81 @@
+"""Schedules as text, and what the browser may do with saved ones."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ld3 import schedule_file
+from ld3.comfy import library
+from ld3.schedule_text import MOST_BYTES, PREFIX, as_line, from_line
+
+from .test_schedule import SCHEDULE
+
+
+@pytest.fixture
+def saved(ld3_folder: Path) -> str:
+    for path in ld3_folder.iterdir():
+        path.unlink()
+    return schedule_file.save(SCHEDULE, ld3_folder, "mine").name
+
+
+def test_a_line_contains_the_whole_schedule_and_survives_line_breaks() -> None:
+    line = as_line(SCHEDULE)
+    assert line.startswith(PREFIX) and "\n" not in line and line.isascii()
+    broken = "\n".join(line[i : i + 70] for i in range(0, len(line), 70))
+    again = from_line(f"  {broken}\n", "copy")
+    assert again.info == SCHEDULE.info and again.name == "copy"
+    assert torch.equal(again.sigmas, SCHEDULE.sigmas)
+    assert torch.equal(again.table.weights, SCHEDULE.table.weights)
+
+
+def packed(data: bytes) -> str:
+    return PREFIX + base64.urlsafe_b64encode(zlib.compress(data)).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("", "begins with 'ld3:1:'"),
+        ("hello", "begins with 'ld3:1:'"),
+        (as_line(SCHEDULE)[:-40], "copy all of it"),
+        (PREFIX + "!!!!", "damaged"),
+        (packed(b"not a schedule"), "train or download it again"),
+        (packed(bytes(MOST_BYTES + 1)), "copy all of it"),
+    ],
+    ids=["empty", "text", "cut", "letters", "foreign", "bomb"],
+)
+def test_other_lines_are_refused(line: str, part: str) -> None:
+    with pytest.raises(schedule_file.ScheduleFileError, match=part):
+        from_line(line, "x")
+
+
+def test_renaming_replaces_nothing_and_stays_in_the_folder(saved: str, ld3_folder: Path) -> None:
+    schedule_file.save(SCHEDULE, ld3_folder, "other")
+    for name in ("other", "../outside", "", "a/b"):
+        with pytest.raises(ValueError):
+            library.rename(saved, name)
+    assert library.rename(saved, "better") == "better.safetensors"
+    assert {path.name for path in ld3_folder.iterdir()} == {"better.safetensors",
+                                                            "other.safetensors"}  # fmt: skip
+
+
+def test_only_schedules_can_be_deleted(saved: str, ld3_folder: Path) -> None:
+    (ld3_folder / "model.safetensors").write_bytes(b"somebody's model")
+    for name in ("model.safetensors", "../../model.safetensors", "missing.safetensors"):
+        with pytest.raises(ValueError):
+            library.delete(name)
+    library.delete(saved)
+    assert {path.name for path in ld3_folder.iterdir()} == {"model.safetensors"}
+
+
+def test_contents_have_what_is_copied_and_a_picture(saved: str) -> None:
+    found: dict[str, Any] = library.contents(saved)
+    assert from_line(found["line"], "x").info == SCHEDULE.info
+    assert found["sigmas"].endswith(", 0") and found["sigmas"].count(",") == SCHEDULE.info.steps
+    assert library.picture(saved).startswith(b"\x89PNG")
