@@ -63,9 +63,13 @@ def write_new(folder: Path, name: str, extension: str, data: bytes) -> Path:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, or all of its contents anew; readers see the old contents or the new."""
+    """Write a file, or all of its contents anew; readers see the old contents or the new.
+
+    Whoever is killed in between: only a power cut can leave part of it, which is why such files
+    have checksums.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _written(path.parent, data)
+    temporary = _written(path.parent, data, sync=False)
     try:
         os.replace(temporary, path)
     finally:
@@ -91,14 +95,15 @@ def remove_leftovers(folder: Path, extension: str) -> None:
                 path.unlink()
 
 
-def _written(folder: Path, data: bytes) -> Path:
-    """A temporary file with these contents, on the disk."""
+def _written(folder: Path, data: bytes, sync: bool = True) -> Path:
+    """A temporary file with these contents; with `sync` on the disk itself."""
     path = folder / TEMPORARY.format(uuid4().hex)
     try:
         with path.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -48,6 +48,11 @@ class Distance:
         if (self.name in IMAGE_DISTANCES) != (self.image_features is not None):
             raise ValueError(f"image features are needed by {', '.join(IMAGE_DISTANCES)} only")
 
+    @property
+    def identity(self) -> str:
+        """What tells it from others of a training."""
+        return f"{self.name} {self.scale!r}"
+
     def parts(self, batch: int) -> list[slice]:
         """How a batch is divided: all at once, or image by image."""
         if self.image_features is None:

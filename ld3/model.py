@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .journal import Answers, Journal
 from .parameters import Coordinate
 from .table import Discretization, rollout
 
@@ -49,6 +50,7 @@ class Model:
         stateless: whether an output depends on nothing but x and sigma; if not, rollouts share no
             calls.
         denoise_guided: for CFG++ samplers; None where there is no guidance.
+        journal: keeps answers for an interrupted training; None keeps none.
         calls: network evaluations so far, counted per sample (guidance is not counted twice).
     """
 
@@ -64,6 +66,7 @@ class Model:
     time_neighbours: Callable[[float], tuple[float, float]] | None = None
     stateless: bool = True
     denoise_guided: GuidedDenoiser | None = None
+    journal: Journal | None = None
     calls: int = field(default=0, init=False)
 
     def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
@@ -74,6 +77,10 @@ class Model:
         if self.denoise_guided is None:
             raise ValueError("this model has no guidance, which CFG++ samplers use")
         return self.denoise_guided(x, sigma)
+
+    def answer(self, asked: list[Any], compute: Callable[[], Answers]) -> Answers:
+        """`compute`'s tensors, or those of an interrupted training, see `ld3.journal`."""
+        return compute() if self.journal is None else self.journal.recall(self, asked, compute)
 
     def sample(
         self, solver: Discretization, noise: Tensor, latent: Tensor

@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 
 from .files import read_bounded, write_new
+from .journal import EXTENSION as PARTIAL
+from .journal import best_schedule
 from .json_types import built, has_type
 from .schedule import FORMAT_VERSION, INPAINT, MOST_STEPS, Schedule, ScheduleInfo
 from .shown_text import shown
@@ -97,7 +99,10 @@ def encoded(schedule: Schedule) -> bytes:
 
 
 def load(path: Path) -> Schedule:
-    """Read and check a schedule; ScheduleFileError says what is wrong and what to do."""
+    """Read and check a schedule; ScheduleFileError says what is wrong and what to do.
+
+    Of an interrupted training it is the best so far, see `ld3.journal`.
+    """
     return decoded(_contents(path), path.name.removesuffix(EXTENSION))
 
 
@@ -152,6 +157,8 @@ def _unreadable(where: str, error: Exception) -> ScheduleFileError:
 def _contents(path: Path) -> bytes:
     where = _where(path.name)
     try:
+        if path.suffix == PARTIAL:
+            return best_schedule(path)
         return read_bounded(path, MOST_BYTES)
     except FileNotFoundError as error:
         raise ScheduleFileError(f"{where} does not exist; choose another one") from error

@@ -148,6 +148,11 @@ class Discretization:
     extras: tuple[Extra, ...] = ()
 
     @property
+    def identity(self) -> list[Tensor]:
+        """All that decides what it computes."""
+        return [self.sigmas, self.table.weights, self.table.eval_sigmas]
+
+    @property
     def steps(self) -> int:
         """N."""
         return len(self.sigmas) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class TeacherSamples:
         return TeacherSamples(
             self.noise[index], self.latent[index], self.target[index], history, self.table, first
         )
+
+    @property
+    def identity(self) -> list[Any]:
+        """What tells these samples from others of a training, for `Model.answer`."""
+        return [subsample(self.noise), self.first_output is None]
 
     def batches(self, model: Model) -> Iterator[TeacherSamples]:
         """Consecutive batches of at most the model's batch size, on its device."""
@@ -144,7 +149,7 @@ def sample_teacher(
     targets, histories, firsts = [], [], []
     for batch in TeacherSamples(noise, latent, noise).batches(model):
         before_batch()
-        stored = None
+        stored, before = None, model.calls
         if store:
             stored = store.get(batch.noise, batch.latent, teacher.table.weights.shape[1])
         if stored is None:
@@ -152,13 +157,22 @@ def sample_teacher(
             history = torch.stack([subsample(s) for s in states], 1)
             stored = result.to(noise.device), history, states[1].to(noise.device)
             _check_finite(stored[0])
+            _count(model, teacher, batch, before)
             if store:
                 store.put(batch.noise, batch.latent, *stored)
+        else:
+            _count(model, teacher, batch, before)
         targets.append(stored[0])
         histories.append(stored[1])
         firsts.append(stored[2])
     target, history, first = (torch.cat(parts) for parts in (targets, histories, firsts))
     return TeacherSamples(noise, latent, target, history, teacher.table, first)
+
+
+def _count(model: Model, teacher: Discretization, batch: TeacherSamples, before: int) -> None:
+    """Count a batch's calls as the first run of an interrupted training did."""
+    if model.journal is not None:
+        model.journal.count(model, ["teacher", *teacher.identity, *batch.identity], before)
 
 
 def _check_finite(target: Tensor) -> None:

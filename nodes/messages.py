@@ -34,6 +34,8 @@ def training_summary(result: TrainingResult) -> str:
     if result.trained:
         calls = report.teacher_calls + report.training_calls + report.report_calls
         how = f"learned in {duration(result.seconds)}, {calls:,} model calls"
+        if result.continued:
+            how += f", {result.continued:,} of them before an interruption"
     return _sentences(_verdict(result), f"{result.path.name}: {how}")
 
 

@@ -20,7 +20,7 @@ from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
-from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, check_widgets, reporting
+from .types import CATEGORY, CONTINUED_LATER, MOST_SEED, check_widgets, reporting
 
 
 class LD3TrainSchedule(io.ComfyNode):
@@ -316,7 +316,7 @@ class LD3TrainSchedule(io.ComfyNode):
         options=None,
         **widgets,
     ) -> io.NodeOutput:
-        with reporting(cls, NOTHING_SAVED):
+        with reporting(cls, CONTINUED_LATER):
             request = TrainingRequest(**with_options(widgets, options))
             inputs = GraphInputs(model, positive, negative, latent_image, vae)
             result = train_schedule(inputs, request, name, retrain, cache_gb)

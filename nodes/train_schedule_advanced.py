@@ -14,7 +14,7 @@ from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
-from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, reporting
+from .types import CATEGORY, CONTINUED_LATER, MOST_SEED, reporting
 
 
 class LD3TrainScheduleAdvanced(io.ComfyNode):
@@ -210,7 +210,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
         widgets = dict(connected_and_widgets)
         names = [part.name for part in fields(ConnectedInputs)]
         inputs = ConnectedInputs(**{key: widgets.pop(key) for key in names if key in widgets})
-        with reporting(cls, NOTHING_SAVED):
+        with reporting(cls, CONTINUED_LATER):
             request = TrainingOptions(**with_options(widgets, options))
             result = train_connected(inputs, request, name, retrain, cache_gb)
         return training_output(cls, "LD3 Train Schedule (Advanced)", result, inputs.sampler)

@@ -19,6 +19,7 @@ MOST_MESSAGE = 4000  # characters
 
 FILE_KEY = "ld3_file"  # of what a node shows: the schedule it saved, for the frontend
 NOTHING_SAVED = "cancelled, nothing saved"
+CONTINUED_LATER = "cancelled; run the workflow again to continue"
 CLEARED = " "  # the frontend ignores an empty text
 
 logger = logging.getLogger(__name__)

@@ -210,7 +210,8 @@ def test_training_shows_a_live_picture_and_can_be_interrupted(server: ComfyServe
     with pytest.raises(ComfyRunError) as caught:
         raise_for_status(entry)
     assert caught.value.interrupted
-    assert saved_files(server) == before
+    # from which the same settings go on
+    assert saved_files(server) - before <= {"interrupted.partial"}
     require_working(server)
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import folder_paths
 
 from ..files import check_writable as check_folder
+from ..journal import EXTENSION as PARTIAL
+from ..journal import Journal
 from ..schedule import Schedule, ScheduleInfo
 from ..schedule_file import EXTENSION, load, read_info, save
 from ..shown_text import shown
@@ -28,7 +30,7 @@ NO_SCHEDULE = "no schedule yet: train one with LD3 Train Schedule"
 def register() -> None:
     """Register `ld3` and `lpips` as model folders, besides those of extra_model_paths.yaml."""
     own = Path(__file__).resolve().parents[2] / "schedules"
-    _register(KEY, {EXTENSION})
+    _register(KEY, {EXTENSION, PARTIAL})
     folder_paths.add_model_folder_path(KEY, str(own))
     _register(LPIPS_KEY, {".pth", ".safetensors"})
 
@@ -62,6 +64,11 @@ def teacher_store(gigabytes: float) -> TeacherStore:
     store = TeacherStore(target_folder(), int(gigabytes * 1e9))
     store.trim()
     return store
+
+
+def journal(name: str, key: str) -> Journal:
+    """What an interrupted training that saves under a name knew already."""
+    return Journal(save_folder() / f"{name}{PARTIAL}", key)
 
 
 def schedule_names() -> list[str]:

@@ -180,14 +180,20 @@ class _TaskSampler(comfy.samplers.Sampler):
 def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
     """Measured time of a model call per sample, of one batch, after one that warms up.
 
-    At the lowest noise level: patches with state notice that the next sampling begins.
+    At the lowest noise level: patches with state notice that the next sampling begins. A training
+    that is continued keeps its first time, which decides its size.
     """
     model = guided.model
     noise, latent = (t[: model.batch_size].to(model.device) for t in (noise, latent))
-    model.begin_batch(noise, latent)
-    x = model.scale_noise(noise, latent, model.sigma_min)
-    sigma = x.new_full((len(x),), model.sigma_min)
-    model(x, sigma).cpu()  # which waits for the device
-    started = time.perf_counter()
-    model(x, sigma).cpu()
-    return (time.perf_counter() - started) / len(x)
+
+    def measured() -> tuple[Tensor]:
+        model.begin_batch(noise, latent)
+        x = model.scale_noise(noise, latent, model.sigma_min)
+        sigma = x.new_full((len(x),), model.sigma_min)
+        model(x, sigma).cpu()  # which waits for the device
+        started = time.perf_counter()
+        model(x, sigma).cpu()
+        seconds = (time.perf_counter() - started) / len(x)
+        return (torch.tensor(seconds, dtype=torch.float64),)
+
+    return float(model.answer(["seconds per call"], measured)[0])

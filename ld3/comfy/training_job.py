@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..json_types import has_type
 from ..metrics import IMAGE_DISTANCES
 from ..schedule import Schedule, ScheduleInfo
-from ..schedule_file import check_name
+from ..schedule_file import check_name, encoded
 from ..training.report import Report
 from ..training.teacher_choice import TeacherCheck
 from ..training.verdict import verdict
@@ -26,18 +27,23 @@ from .requests import AUTO, TrainingOptions, TrainingRequest
 from .training_run import Outcome, TrainingRun
 from .training_setup import setup_of_widgets
 
+logger = logging.getLogger(__name__)
 CACHE_GB = 4.0
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A schedule, its file and problems with it, and whether it was trained just now."""
+    """A schedule, its file and problems with it, and whether it was trained just now.
+
+    `continued` model calls of it were made before an interruption.
+    """
 
     schedule: Schedule
     path: Path
     problems: list[str]
     trained: bool
     seconds: float
+    continued: int = 0
 
     @cached_property
     def report(self) -> Report:
@@ -164,11 +170,30 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     if job.mask is not None:
         setup.check_masked()
     folders.check_writable()
-    started = time.monotonic()
+    journal, started = folders.journal(name, key), time.monotonic()
+    if journal.calls:
+        logger.info("LD3: %s goes on after %d model calls", name, journal.calls)
+
+    def keep(outcome: Outcome) -> None:
+        try:
+            journal.keep_best(encoded(_schedule(training, outcome, key)))
+        except ValueError as error:
+            logger.info("LD3: the best schedule so far cannot be kept: %s", error)
+
+    training = replace(training, journal=journal, keep=keep)
     first_sigmas = setup.teachers.sigmas[setup.teachers.first]
-    outcome = _outcome(training, first_sigmas)
-    solver, report = outcome.learned
-    described = setup.described
+    schedule = _schedule(training, _outcome(training, first_sigmas), key)
+    saved = folders.save_schedule(schedule, name)
+    if not saved.problems:
+        journal.remove()
+    seconds = time.monotonic() - started
+    return TrainingResult(*saved, trained=True, seconds=seconds, continued=journal.calls)
+
+
+def _schedule(training: TrainingRun, outcome: Outcome, key: str) -> Schedule:
+    """What was learned, with all that is known of it."""
+    (solver, report), job, request = outcome.learned, training.job, training.request
+    described = training.setup.described
     info = ScheduleInfo(
         **described | {"teacher": described["teacher"] | outcome.teacher},
         steps=solver.steps,
@@ -181,5 +206,4 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
         report=report.as_json(),
         **job.provenance(),
     )
-    saved = folders.save_schedule(Schedule(solver.sigmas, solver.table, info), name)
-    return TrainingResult(*saved, trained=True, seconds=time.monotonic() - started)
+    return Schedule(solver.sigmas, solver.table, info)

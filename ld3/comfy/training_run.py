@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..journal import Journal
 from ..streams import Streams
 from ..teacher import KnownTargets, TeacherSamples, sample_teacher
 from ..teacher_store import TargetStore, TeacherStore
@@ -20,7 +21,7 @@ from ..tracing import TracedSampler
 from ..training import teacher_choice
 from ..training.planning import planned_calls, within_budget
 from ..training.problem import TrainingProblem
-from ..training.report import Progress, ProgressReporter
+from ..training.report import Progress, ProgressReporter, Report
 from ..training.settings import TrainingSettings
 from ..training.teacher_choice import Candidate, TeacherCheck, check_teachers
 from ..training.train import Learned, train
@@ -93,6 +94,8 @@ class TrainingRun:
         vae: for distances between images, else None.
         teacher_store: where teachers' samples are kept.
         teacher_job: of a teacher that is another model or guider, else None.
+        journal: what an interrupted training knew already; None keeps nothing.
+        keep: receives the best so far whenever there is a better one.
     """
 
     job: Job
@@ -102,6 +105,8 @@ class TrainingRun:
     vae: Any
     teacher_store: TeacherStore
     teacher_job: Job | None = None
+    journal: Journal | None = None
+    keep: Callable[[Outcome], None] = lambda outcome: None
 
     @property
     def teachers(self) -> TeacherOptions:
@@ -111,6 +116,7 @@ class TrainingRun:
     def teach(self, guided: GuidedRun) -> Taught:
         """Choose the size of the training, and sample a teacher that is another model."""
         assert self.teacher_job is not None
+        guided.model.journal = self.journal
         noises = self._noises(guided, self.request.batch_size)
         guided.model.stateless = not keeps_state(guided, *noises)
         teacher = self.setup.traced_teacher(guided.model_wrap)
@@ -130,6 +136,7 @@ class TrainingRun:
         with ExitStack() as stack:
             if request.gradient:
                 guided = stack.enter_context(differentiable_run(guided))
+            guided.model.journal = self.journal
             noises = self._noises(guided, request.batch_size)
             self._probe_state(guided, noises)
             if request.gradient:
@@ -158,7 +165,9 @@ class TrainingRun:
             )
             store = KnownTargets(taught.samples) if taught else self._store(scheduler)
             # those of another teacher are planned already
-            on_progress = _after(calls, 0 if taught else calls, progress)
+            show = _after(calls, 0 if taught else calls, progress)
+            best = Outcome(Learned(problem.teacher, Report()), scheduler, check, settings)
+            on_progress = _keeping(self.keep, best, show)
             learned = train(problem, settings, *noises, store, on_progress)
         report = replace(learned.report, teacher_calls=learned.report.teacher_calls + calls)
         return Outcome(Learned(learned.solver, report), scheduler, check, settings)
@@ -291,3 +300,19 @@ def _after(calls: int, more: int, progress: LiveProgress) -> Callable[[Progress]
         progress(replace(event, calls=event.calls + calls, planned_calls=planned))
 
     return show
+
+
+def _keeping(
+    keep: Callable[[Outcome], None], outcome: Outcome, show: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """Keeps the best student of events, in such an outcome, before it shows them."""
+    kept = None
+
+    def receive(event: Progress) -> None:
+        nonlocal kept
+        if event.best is not None and event.best is not kept:
+            kept = event.best
+            keep(outcome._replace(learned=Learned(event.best, event.report)))
+        show(event)
+
+    return receive

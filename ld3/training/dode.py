@@ -137,9 +137,27 @@ def distill(
     teacher = teacher_sampler.discretization(teacher_sigmas(model, student))
     if 2 in (student.table.outputs, teacher.table.outputs):
         raise ValueError(NO_DODE)
-    trained, validated = (
-        _Rollouts(model, student, teacher, samples, on_stage) for samples in (training, validation)
+    asked = ["d-ode", *student.identity, *teacher.identity]
+    asked += [*training.identity, *validation.identity]
+    lambdas, found = model.answer(
+        asked, lambda: _fitted(model, student, teacher, (training, validation), on_stage)
     )
+    plain, error = found.tolist()
+    if not lambdas.any():
+        return Distilled(student, lambdas, plain, error)
+    table, extras = with_lambdas(student.table, lambdas), (*student.extras, Extra.D_ODE)
+    return Distilled(Discretization(student.sigmas, table, extras), lambdas, plain, error)
+
+
+def _fitted(
+    model: Model,
+    student: Discretization,
+    teacher: Discretization,
+    sets: tuple[TeacherSamples, TeacherSamples],
+    on_stage: Callable[[str], None],
+) -> tuple[Tensor, Tensor]:
+    """The lambdas (M,), 0 where they do not help, and the errors without and with them (2,)."""
+    trained, validated = (_Rollouts(model, student, teacher, part, on_stage) for part in sets)
     lambdas = torch.zeros(student.table.model_calls, dtype=torch.float64)
     for m, p in enumerate(previous_calls(student.table)):
         on_stage(f"distilling: call {m + 1} of {len(lambdas)}")
@@ -158,10 +176,9 @@ def distill(
         # each state came closer to the teacher's, but the result did not: use half the lambdas
         lambdas = 0.5 * lambdas
         error = validated.sampled_error(with_lambdas(student.table, lambdas))
-    if not (error < plain and lambdas.any()):
-        return Distilled(student, torch.zeros_like(lambdas), plain, plain)
-    table, extras = with_lambdas(student.table, lambdas), (*student.extras, Extra.D_ODE)
-    return Distilled(Discretization(student.sigmas, table, extras), lambdas, plain, error)
+    if not error < plain:
+        lambdas, error = torch.zeros_like(lambdas), plain
+    return lambdas, torch.tensor([plain, error], dtype=torch.float64)
 
 
 def planned_calls(

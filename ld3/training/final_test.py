@@ -18,7 +18,7 @@ from .bootstrap import bootstrap_interval
 from .problem import TrainingProblem
 from .report import ProgressReporter, Report, best_baseline, finite
 from .steps_saved import COMPARED_NOISES, Rival, steps_curve
-from .validation import Objective, errors
+from .validation import Measure, Objective, errors
 
 ALIKE = 1e-4  # relative difference of samples that is rounding
 SPREAD_ELEMENTS = 4096  # per sample, by which spreads are compared
@@ -157,7 +157,8 @@ class _Test(NamedTuple):
             values = torch.stack([rmse(x - target), objective.distance.score(x, target)], 1)
             return torch.cat([values.cpu(), subsample(x, SPREAD_ELEMENTS)], 1)
 
-        measured = errors(objective.model, solver, test, measure)
+        name = f"test {objective.distance.identity}"
+        measured = errors(objective.model, solver, test, Measure(name, measure))
         return _Test(measured[:, 0], measured[:, 1], measured[:, 2:])
 
     @property

@@ -77,6 +77,24 @@ def normal_equations(
         trajectory_weight: weight of all states together, relative to the result's 1; not used if
             the objective has no `data_std`.
     """
+    student, constants = parameters.discretization(theta), (difference, trajectory_weight)
+    described = [type(parameters).__name__, constants, objective.data_std]
+    asked = ["normal equations", *described, objective.distance.identity, theta]
+    a, g = objective.model.answer(
+        [*asked, *student.identity, *samples.identity],
+        lambda: _normal_equations(objective, parameters, theta, samples, *constants),
+    )
+    return a, g
+
+
+def _normal_equations(
+    objective: Objective,
+    parameters: Parameters,
+    theta: Tensor,
+    samples: TeacherSamples,
+    difference: float,
+    trajectory_weight: float,
+) -> tuple[Tensor, Tensor]:
     model, distance = objective.model, objective.distance
     a = torch.zeros(len(theta), len(theta), dtype=torch.float64)
     g = torch.zeros(len(theta), dtype=torch.float64)

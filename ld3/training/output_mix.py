@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..metrics import Distance
 from ..table import Discretization, Extra
@@ -31,6 +32,23 @@ def output_mix(
     columns = student.table.denoised
     if calls < 2:
         return None
+    asked = ["output mix", distance.identity, *student.identity, *samples.identity]
+    a, g = objective.model.answer(asked, lambda: _equations(objective, student, samples))
+    if not (torch.isfinite(a).all() and torch.isfinite(g).all()) or not a.diagonal().any():
+        return None
+    c = torch.linalg.solve(a + MIX_RIDGE * a.diagonal().mean() * torch.eye(calls - 1).double(), g)
+    weights = student.table.weights.clone()
+    weights[-1, columns] += torch.cat([c, -c.sum().unsqueeze(0)])
+    extras = (*student.extras, Extra.OUTPUT_MIX)
+    return Discretization(student.sigmas, replace(student.table, weights=weights), extras)
+
+
+def _equations(
+    objective: Objective, student: Discretization, samples: TeacherSamples
+) -> tuple[Tensor, Tensor]:
+    """A and g of the weighted least squares for c."""
+    calls, distance = student.table.model_calls, objective.distance
+    columns = student.table.denoised
     a = torch.zeros(calls - 1, calls - 1, dtype=torch.float64)
     g = torch.zeros(calls - 1, dtype=torch.float64)
     latent = Distance("pseudo-huber", distance.scale) if distance.image_features else distance
@@ -42,10 +60,4 @@ def output_mix(
         weighted = latent.weights(residual).unsqueeze(1) * differences
         a += torch.einsum("bkd,bld->kl", weighted, differences).double().cpu()
         g += torch.einsum("bkd,bd->k", weighted, residual).double().cpu()
-    if not (torch.isfinite(a).all() and torch.isfinite(g).all()) or not a.diagonal().any():
-        return None
-    c = torch.linalg.solve(a + MIX_RIDGE * a.diagonal().mean() * torch.eye(calls - 1).double(), g)
-    weights = student.table.weights.clone()
-    weights[-1, columns] += torch.cat([c, -c.sum().unsqueeze(0)])
-    extras = (*student.extras, Extra.OUTPUT_MIX)
-    return Discretization(student.sigmas, replace(student.table, weights=weights), extras)
+    return a, g

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..json_types import built, has_type
 from ..model import Model
+from ..table import Discretization
 
 FILE_NAMES = {  # in files, where they differ
     "test_error": "heldout_error", "ranking_error": "screening_error", "comparable": "counted",
@@ -195,6 +196,7 @@ class Progress:
     calls: int
     planned_calls: int
     report: Report  # what is known so far
+    best: Discretization | None = None  # the best student so far
 
 
 class ProgressReporter:
@@ -208,6 +210,7 @@ class ProgressReporter:
     ) -> None:
         self._model, self._planned, self._on_progress = model, planned_calls, on_progress
         self._before, self._known = model.calls, Report()
+        self.best: Discretization | None = None
 
     @property
     def calls(self) -> int:
@@ -217,7 +220,7 @@ class ProgressReporter:
     def stage(self, stage: str) -> None:
         """Send an event."""
         planned = max(self._planned, self.calls)
-        self._on_progress(Progress(stage, self.calls, planned, self._known))
+        self._on_progress(Progress(stage, self.calls, planned, self._known, self.best))
 
     def know(self, **changes: Any) -> None:
         """From now on events carry these attributes of the report."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from ..model import Model
 from ..table import Discretization
 from ..teacher import TeacherSamples
 from .report import ProgressReporter, ValidationEntry, finite
+
+
+class Measure(NamedTuple):
+    """What is measured of samples and their targets, each (n, *latent): (n, ..)."""
+
+    name: str
+    of: Callable[[Tensor, Tensor], Tensor]
+
+
+RMSE = Measure("rmse", lambda x, target: rmse(x - target))
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class Objective:
 
     def scores(self, student: Discretization, samples: TeacherSamples) -> Tensor:
         """Score of each sample, see `Distance.score`: (n,) on the CPU."""
-        return errors(self.model, student, samples, self.distance.score)
+        measure = Measure(f"score {self.distance.identity}", self.distance.score)
+        return errors(self.model, student, samples, measure)
 
     def error(self, student: Discretization, samples: TeacherSamples) -> float:
         """Mean score; infinite if any sample is not finite."""
@@ -47,15 +59,18 @@ def errors(
     model: Model,
     student: Discretization,
     samples: TeacherSamples,
-    measure: Callable[[Tensor, Tensor], Tensor] = lambda x, target: rmse(x - target),
+    measure: Measure = RMSE,
 ) -> Tensor:
-    """`measure(student's samples, targets)` of all noises, RMSE by default: (n, ..) on the CPU."""
-    return torch.cat(
-        [
-            measure(batch.student(model, student)[0], batch.target).cpu()
+    """What is measured of the student's samples of all noises: (n, ..) on the CPU."""
+
+    def measured() -> tuple[Tensor]:
+        parts = [
+            measure.of(batch.student(model, student)[0], batch.target).cpu()
             for batch in samples.batches(model)
         ]
-    )
+        return (torch.cat(parts),)
+
+    return model.answer([measure.name, *student.identity, *samples.identity], measured)[0]
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,7 @@ class Validation:
     def accept(self, student: ValidatedStudent) -> None:
         """Make a student the best."""
         self.best = student
+        self.progress.best = student.student
         self.progress.know(sigmas=student.student.sigmas.tolist())
 
     def _record(self, name: str, error: float) -> None:

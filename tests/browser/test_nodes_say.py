@@ -168,7 +168,9 @@ def test_cancelling_a_training_says_that_nothing_was_saved(
     frontend.press_run()
     frontend.wait_for(lambda: pictures(frontend, train), 120)
     server.interrupt()
-    frontend.wait_for(lambda: frontend.text(train) == "cancelled, nothing saved")
+    frontend.wait_for(
+        lambda: frontend.text(train) == "cancelled; run the workflow again to continue"
+    )
     frontend.page.wait_for_timeout(1500)
     frontend.screenshot("cancelled")
     assert pictures(frontend, train) == []
