@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,20 @@ def training_output(
     picture, problems = _picture(result)
     warnings = [*result.problems, *training_warnings(schedule.info), *problems]
     said = announce(node, name, summary, warnings)
-    preview = ui.PreviewImage(picture, cls=node).as_dict() | ui.PreviewText(said).as_dict()
+    preview = _preview(picture, node) | ui.PreviewText(said).as_dict()
     preview[FILE_KEY] = [result.path.name]
     if sampler is None or schedule.info.extras:
         sampler = schedule_sampler(schedule)
     return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, picture, ui=preview)
+
+
+def _preview(picture: torch.Tensor, node: type[io.ComfyNode]) -> dict[str, Any]:
+    # core draws the file's name from Python's random state (ComfyUI 0.30.0, comfy_api _ui.py)
+    state = random.getstate()
+    try:
+        return ui.PreviewImage(picture, cls=node).as_dict()
+    finally:
+        random.setstate(state)
 
 
 def _picture(result: TrainingResult) -> tuple[torch.Tensor, list[str]]:

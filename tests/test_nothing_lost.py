@@ -181,7 +181,7 @@ def test_a_schedule_that_cannot_be_saved_is_returned_and_saved_by_the_next_run(
     settings = {"name": f"full {code}", "seed": 600 + code, "cache_gb": 0.0}
     whole = train(**settings | {"name": "whole"})
     (ld3_folder / f"{whole[2].name}.safetensors").unlink()
-    before = set(ld3_folder.iterdir())
+    before = set(ld3_folder.glob("*.s*"))
     node = pack_nodes["LD3TrainSchedule"]
     assert node.fingerprint_inputs(retrain=False) == ""
     disk.fails(code, after=1)  # the folder can be written when the learning begins
@@ -189,7 +189,7 @@ def test_a_schedule_that_cannot_be_saved_is_returned_and_saved_by_the_next_run(
         sigmas, _, schedule, _ = train(**settings, retrain=retrain)
         assert torch.equal(sigmas, whole[0]) and schedule.name == settings["name"]
         assert "run the workflow again to save it" in caplog.text
-        assert set(ld3_folder.iterdir()) == before
+        assert set(ld3_folder.glob("*.s*")) == before
         # so that ComfyUI runs the node again
         assert node.fingerprint_inputs(retrain=False) != node.fingerprint_inputs(retrain=False)
         caplog.clear()
@@ -197,6 +197,7 @@ def test_a_schedule_that_cannot_be_saved_is_returned_and_saved_by_the_next_run(
     saved = train(**settings, retrain=True)
     assert saved[2].name == settings["name"] and torch.equal(saved[0], whole[0])
     assert node.fingerprint_inputs(retrain=False) == "" and not caplog.records
+    assert not list(ld3_folder.glob("*.partial"))
     assert set(ld3_folder.iterdir()) - before == {ld3_folder / f"{settings['name']}.safetensors"}
 
 

@@ -29,7 +29,7 @@ SETTINGS = {
     "training_noises": 6, "heldout_noises": 4, "batch_size": 4, "quality": "normal",
     "learn": "time steps + full solver", "cache_gb": 1.0,
 }  # fmt: skip
-OVERHEAD = 5  # model calls of every run: is it stateless, how fast is it, do first calls repeat
+OVERHEAD = 16  # model calls of every run: does it keep state, how fast is it, do first calls repeat
 MOST_ANSWER = 24  # model calls, each of a batch, of an iteration
 Interrupted = comfy.model_management.InterruptProcessingException
 

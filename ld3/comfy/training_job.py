@@ -165,6 +165,9 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     if saved is None and not retrain:
         saved = folders.saved_schedule(key, name, _check_report)
     if saved is not None:
+        journal = folders.journal(name, key)
+        if journal.calls and not saved.problems:
+            journal.remove()
         return TrainingResult(*saved, trained=False, seconds=0.0)
 
     if job.mask is not None:

@@ -1,0 +1,248 @@
+"""Kill, interrupt and starve savings and trainings, and count what was lost.
+
+    python scripts/endure.py --comfyui DIR --json docs/results/reliability.json
+
+A process that saves schedules, or trains, is killed (SIGKILL) at random moments. A file must be
+complete or absent, and a training that runs again with the same settings must come to the bits of
+one that was never interrupted. On Linux and macOS, where processes can be forked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts import comfyui_import, comfyui_source, fuzz  # noqa: E402
+from scripts.reliability import write_row  # noqa: E402
+
+SEED = 0
+
+
+class Interrupted(BaseException):
+    """As ComfyUI's: raised in the middle of a model call."""
+
+
+def killed(work: Callable[[], None], seconds: float) -> bool:
+    """Run work in a process of its own and kill it then; whether it had not ended before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def kill_while_saving(folder: Path, count: int) -> int:
+    """How many files were not complete after that many kills."""
+    from ld3.schedule_file import ScheduleFileError, decoded, load, save
+
+    schedule, source, lost = decoded(fuzz.valid_schedule(), "kept"), random.Random(SEED), 0
+
+    def work() -> None:
+        while True:
+            save(schedule, folder, "kept")
+
+    while count:
+        if not killed(work, source.uniform(0.002, 0.05)):
+            continue
+        count -= 1
+        for path in folder.glob("*.safetensors"):
+            try:
+                load(path)
+            except ScheduleFileError:
+                lost += 1
+            path.unlink()
+        for path in folder.glob(".ld3-*.tmp"):
+            os.utime(path, (0, 0))  # long ago
+    save(schedule, folder, "kept")
+    return lost + len(list(folder.glob(".ld3-*.tmp")))
+
+
+class Training:
+    """A training of a mixture of two Gaussians, in folders that survive it."""
+
+    def __init__(self, folder: Path) -> None:
+        import comfy.k_diffusion.sampling as k_diffusion
+        import torch
+
+        from ld3.teacher_store import TeacherStore
+        from ld3.tracing import TracedSampler
+        from ld3.training.settings import TrainingSettings
+
+        self.folder, self.sampler = folder, TracedSampler(k_diffusion.sample_euler)
+        self.store = TeacherStore(folder / "teacher", 10**9).samples("teacher")
+        self.settings = TrainingSettings(
+            3, True, 1, True, training_noises=6, validation_noises=4, test_noises=4, iterations=6
+        )
+        generator = torch.Generator().manual_seed(SEED)
+        self.noise = torch.randn(self.settings.noises, 16, generator=generator)
+        self.centre = torch.randn(16, generator=generator)
+
+    def run(self, last_call: float = float("inf"), seconds: float = 0.0) -> list[Any]:
+        """All bits of what is learned; a model call takes some seconds, and one is interrupted."""
+        import torch
+
+        from ld3.journal import Journal
+        from ld3.model import Model
+        from ld3.parameters import LOG_SIGMA
+        from ld3.training.problem import TrainingProblem
+        from ld3.training.train import train
+
+        calls = 0
+
+        def denoise(x: Any, sigma: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > last_call:
+                raise Interrupted
+            time.sleep(seconds)
+            variance = 0.04 + sigma[:, None] ** 2
+            share = torch.tanh((x @ self.centre)[:, None] / variance)
+            return x * 0.04 / variance + share * self.centre * sigma[:, None] ** 2 / variance
+
+        model = Model(denoise, LOG_SIGMA, 0.03, 15.0)
+        path = self.folder / "training.partial"
+        model.journal = Journal(path, "settings")
+
+        def levels(steps: int, power: float) -> Any:
+            ramp = torch.linspace(15.0 ** (1 / power), 0.03 ** (1 / power), steps) ** power
+            return torch.cat([ramp, torch.zeros(1)]).float()
+
+        baselines = {f"rho {power:g}": levels(3, power) for power in (3.0, 7.0)}
+        teacher = self.sampler.discretization(levels(12, 7.0))
+        problem = TrainingProblem(model, self.sampler, teacher, 15.0, baselines)
+        latent = torch.zeros_like(self.noise)
+        solver, report = train(problem, self.settings, self.noise, latent, self.store)[:2]
+        model.journal.remove()
+        return [solver.sigmas.tolist(), solver.table.weights.tolist(), report.as_json()]
+
+    def forget(self) -> None:
+        """Remove all files."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                path.unlink()
+
+
+def kill_while_training(folder: Path, count: int) -> tuple[int, int]:
+    """Trainings that did not come to the same bits, and how many were finished."""
+    training, source, lost, finished = Training(folder), random.Random(SEED), 0, 0
+    whole, learned = json.dumps(training.run()), folder / "learned"
+    training.forget()
+
+    def work() -> None:
+        learned.write_text(json.dumps(training.run(seconds=0.002)))
+
+    while count:
+        count -= killed(work, source.uniform(0.05, 0.5))
+        if not count:
+            work()
+        if learned.exists():
+            lost += learned.read_text() != whole
+            finished += 1
+            training.forget()
+    return lost, finished
+
+
+def interrupt_training(folder: Path, count: int) -> tuple[int, int]:
+    """The same for interrupts at random model calls, with which a training goes on each time."""
+    training, source, lost, finished = Training(folder), random.Random(SEED), 0, 0
+    whole = training.run()
+    training.forget()
+    while count:
+        try:
+            lost += training.run(last_call=source.randrange(30, 120)) != whole
+            finished += 1
+            training.forget()
+        except Interrupted:
+            count -= 1
+    return lost, finished
+
+
+def full_disk(folder: Path, count: int) -> int:
+    """Savings on a disk that fails at any step: files that are not complete, or replaced."""
+    from ld3.schedule_file import decoded, load, save
+
+    schedule, source = decoded(fuzz.valid_schedule(), "kept"), random.Random(SEED)
+    first, lost = save(schedule, folder, "kept"), 0
+    kept = first.read_bytes()
+    codes = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES, errno.ENOENT)
+    for _ in range(count):
+        name, code = source.choice(("fsync", "link", "open")), source.choice(codes)
+        real = getattr(os, name)
+
+        def fails(*arguments: Any, code: int = code, **named: Any) -> Any:
+            raise OSError(code, os.strerror(code))
+
+        setattr(os, name, fails)
+        try:
+            save(schedule, folder, "kept")
+        except OSError:
+            pass
+        finally:
+            setattr(os, name, real)
+        found = [path for path in folder.iterdir() if path != first]
+        for path in found:  # the fault was elsewhere: a complete file
+            lost += load(path).info != schedule.info
+            path.unlink()
+        lost += first.read_bytes() != kept
+    return lost
+
+
+def main() -> None:
+    """Run all cases and write their rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", help="ComfyUI's folder; by default a fetched one")
+    parser.add_argument("--count", type=int, default=200, help="of each case")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    options = parser.parse_args()
+    comfyui = options.comfyui
+    comfyui_import.prepare(
+        comfyui_source.require_checkout(comfyui) if comfyui else comfyui_source.fetch()
+    )
+    import torch
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    logging.disable()
+
+    def report(case: str, count: int, lost: int) -> None:
+        print(f"{case}: {count:,}, {lost} lost", flush=True)
+        if options.json:
+            write_row(options.json, case, count, lost, "scripts/endure.py")
+
+    count = options.count
+    with tempfile.TemporaryDirectory() as folder:
+        report("disk", count, full_disk(_made(folder, "disk"), count))
+        report("kill: saving", count, kill_while_saving(_made(folder, "saving"), count))
+        lost, finished = interrupt_training(_made(folder, "interrupted"), count)
+        report("interrupt", count, lost)
+        report("resume: after interrupts", finished, lost)
+        lost, finished = kill_while_training(_made(folder, "killed"), count)
+        report("kill: training", count, lost)
+        report("resume: after kills", finished, lost)
+
+
+def _made(folder: str, name: str) -> Path:
+    path = Path(folder) / name
+    path.mkdir()
+    return path
+
+
+if __name__ == "__main__":
+    main()
