@@ -149,7 +149,8 @@ def traced_sampler(
 
     def end_scale(end: float) -> float:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        zero, one = model_sampling.inverse_noise_scaling(torch.tensor(end).double(), ends)
+        level = torch.tensor(end, dtype=torch.float64)
+        zero, one = model_sampling.inverse_noise_scaling(level, ends)
         return float(one - zero)  # IMG_TO_IMG_FLOW subtracts the latent from 1
 
     wrap = model_wrap or _guider_with(model_sampling)
