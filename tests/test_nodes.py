@@ -63,6 +63,18 @@ CONTRACT = {
         "schedule:LD3_SCHEDULE sigmas:SIGMAS sampler:SAMPLER",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE",
     },
+    "LD3CompareSchedules": {
+        "inputs": "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
+        "vae:VAE schedule:LD3_SCHEDULE seed:INT cfg:FLOAT noises:INT compare_with:STRING "
+        "row_names:STRING positive_2:CONDITIONING positive_3:CONDITIONING positive_4:CONDITIONING "
+        "schedule_2:LD3_SCHEDULE schedule_3:LD3_SCHEDULE schedule_4:LD3_SCHEDULE",
+        "outputs": "picture:IMAGE table:STRING",
+    },
+    "LD3PlotSchedule": {
+        "inputs": "schedule:LD3_SCHEDULE schedule_2:LD3_SCHEDULE schedule_3:LD3_SCHEDULE "
+        "sigmas:SIGMAS sigmas_2:SIGMAS sigmas_3:SIGMAS",
+        "outputs": "picture:IMAGE text:STRING",
+    },
     "LD3DemoModel": {
         "inputs": "batch_size:INT model:COMBO",
         "outputs": "None:MODEL None:VAE None:LATENT",
@@ -171,9 +183,10 @@ def test_inputs_and_outputs_of_nodes_are_those_that_saved_workflows_have(
     assert {key: found[key] for key in CONTRACT} == CONTRACT
 
 
-def test_only_nodes_that_learn_are_output_nodes(pack_nodes: dict[str, type]) -> None:
+def test_nodes_that_learn_or_show_are_output_nodes(pack_nodes: dict[str, type]) -> None:
     outputs = {key for key, node in pack_nodes.items() if node.GET_SCHEMA().is_output_node}
-    assert outputs == {"LD3TrainSchedule", "LD3TrainScheduleAdvanced", "LD3DistillSolver"}
+    learn = {"LD3TrainSchedule", "LD3TrainScheduleAdvanced", "LD3DistillSolver"}
+    assert outputs == learn | {"LD3CompareSchedules", "LD3PlotSchedule"}
 
 
 @pytest.mark.parametrize("case", ["plain", "batch_index", "noise_mask", "picture", "cfg 3"])

@@ -13,6 +13,7 @@ refuses requests of other web sites; POST also wants JSON, which a form of anoth
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,9 @@ JSON = "application/json"
 
 def register(summary: Callable[[ScheduleInfo], str]) -> None:
     """Add the routes to a running server; `summary` puts a schedule into words."""
-    from server import PromptServer  # absent outside a server
-
-    instance = getattr(PromptServer, "instance", None)
+    # ComfyUI has imported its server before any pack; elsewhere, as in tests, importing it fails
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if instance is None:
         return
 
