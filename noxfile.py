@@ -28,6 +28,7 @@ nox.options.sessions = ["tests"]
 TORCH = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0"]
 # The extra brings Node.js as a wheel: pyright needs nothing else to be installed or downloaded.
 LINT_TOOLS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414", "comfy-cli==1.23.0"]
+LINT_TOOLS += ["bandit==1.9.4"]
 TEST_TOOLS = [
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
@@ -79,6 +80,9 @@ def lint(session: nox.Session) -> None:
     comfyui, environment, _ = comfyui_session(session)
     run(session, environment, "ruff", "check", ".")
     run(session, environment, "ruff", "format", "--check", ".")
+    # B101 is assert, which only tells types here
+    shipped = ["__init__.py", "ld3", "nodes", "demo"]
+    run(session, environment, "bandit", "-q", "-r", "--skip", "B101", *shipped)
     # comfy-cli asks for consent to tracking when it is first started in a terminal.
     run(session, environment, "comfy_cli", "node", "validate", DO_NOT_TRACK="1")
     # pyright finds ComfyUI's modules on the path; without the second variable it looks up its

@@ -62,6 +62,12 @@ def write_new(folder: Path, name: str, extension: str, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
 
 
+def rename(path: Path, new: Path) -> None:
+    """Rename a file; FileExistsError if there is one of the new name, whoever made it when."""
+    _move_to_new(path, new)
+    path.unlink(missing_ok=True)
+
+
 def replace(path: Path, data: bytes) -> None:
     """Write a file, or all of its contents anew; readers see the old contents or the new.
 

@@ -10,6 +10,7 @@ a case lost, and ends the run with the input that did it. Seeds are fixed: the s
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ import resource
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ class Reader:
     Attributes:
         read: input -> anything; raises only `error`.
         made: draws an input.
-        share: of all cases.
+        share: of the number of cases asked for.
         longest: characters of a message.
     """
 
@@ -136,6 +138,16 @@ def changed_file(data: bytes, source: random.Random) -> bytes:
     for _ in range(source.choice((1, 1, 1, 3))):
         info = changed_json(info, source)
     return joined(header | {"__metadata__": {"ld3": json.dumps(info)}}, tensors)
+
+
+def changed_line(data: bytes, source: random.Random) -> str:
+    """A line of text with a change in its letters, in what they pack, or in the schedule."""
+    kind = source.randrange(3)
+    packed = zlib.compress(changed_file(data, source) if kind == 0 else data, 1)
+    if kind == 1:
+        packed = changed_bytes(packed, source)
+    line = "ld3:1:" + base64.urlsafe_b64encode(packed).decode()
+    return changed_bytes(line.encode(), source).decode("latin-1") if kind == 2 else line
 
 
 def valid_schedule() -> bytes:
@@ -248,6 +260,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     """All readers, by name."""
     from ld3.comfy.training_job import check_training
     from ld3.schedule_file import check_name, load, read_info
+    from ld3.schedule_text import from_line
     from ld3.shown_text import shown
 
     data, samples = valid_schedule(), StoredSamples(folder / "samples")
@@ -268,9 +281,13 @@ def readers(folder: Path) -> dict[str, Reader]:
         assert len(told) <= 480 and not set("<>&\x1b") & set(told)
         return told
 
+    def read_line(found: str) -> object:
+        return from_line(found, "pasted")
+
     return {
         "schedule": Reader(read_schedule, (ValueError,), lambda s: changed_file(data, s), 0.45),
         "schedule file": Reader(read_file, (ValueError,), lambda s: changed_file(data, s), 0.1),
+        "line of text": Reader(read_line, (ValueError,), lambda s: changed_line(data, s), 0.05),
         "report": Reader(read_report, (ValueError,), lambda s: as_dict(changed_json(info, s)), 0.1),
         "teacher's samples": Reader(samples.read, (), samples.made, 0.1),
         "name": Reader(check_name, (ValueError,), text, 0.1),

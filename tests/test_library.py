@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from ld3 import schedule_file
 from ld3.comfy import library
+from ld3.journal import Journal
 from ld3.schedule_text import MOST_BYTES, PREFIX, as_line, from_line
 
 from .test_schedule import SCHEDULE
@@ -79,3 +81,26 @@ def test_contents_have_what_is_copied_and_a_picture(saved: str) -> None:
     assert from_line(found["line"], "x").info == SCHEDULE.info
     assert found["sigmas"].endswith(", 0") and found["sigmas"].count(",") == SCHEDULE.info.steps
     assert library.picture(saved).startswith(b"\x89PNG")
+
+
+def test_an_interrupted_training_can_be_deleted_but_not_renamed(ld3_folder: Path) -> None:
+    journal = Journal(ld3_folder / "begun.partial", "settings")
+    journal.keep_best(schedule_file.encoded(SCHEDULE))
+    before = (ld3_folder / "begun.partial").read_bytes()
+    with pytest.raises(ValueError, match="interrupted training"):
+        library.rename("begun.partial", "other")
+    assert (ld3_folder / "begun.partial").read_bytes() == before
+    library.delete("begun.partial")
+    assert not (ld3_folder / "begun.partial").exists()
+
+
+def test_a_line_that_cannot_be_saved_is_no_success(
+    ld3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        library.take_line(as_line(SCHEDULE), "pasted")
+    assert not list(ld3_folder.glob("pasted*"))

@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from .. import files
 from ..manual_sigmas import manual_sigmas
 from ..plots import levels_picture
 from ..schedule import Schedule
-from ..schedule_file import EXTENSION, check_name, load
+from ..schedule_file import EXTENSION, check_name, load, save
 from ..schedule_text import as_line, from_line
 from ..training.report import Report
 from . import folders
@@ -41,10 +42,13 @@ def _levels(schedule: Schedule) -> dict[str, list[float]]:
 def rename(name: str, new: str) -> str:
     """Rename a schedule's file inside its folder and return the new name; nothing is replaced."""
     path = _own(name)
+    if path.suffix != EXTENSION:
+        raise ValueError(f"{name!r} is an interrupted training; run its workflow again")
     target = path.with_name(check_name(new) + EXTENSION)
-    if target.exists():
-        raise ValueError(f"{target.name!r} exists already; choose another name")
-    path.rename(target)
+    try:
+        files.rename(path, target)
+    except FileExistsError as error:
+        raise ValueError(f"{target.name!r} exists already; choose another name") from error
     return str(Path(name).with_name(target.name))
 
 
@@ -54,9 +58,12 @@ def delete(name: str) -> None:
 
 
 def take_line(line: str, name: str) -> str:
-    """Save the schedule of a line of text in models/ld3 and return its file's name."""
+    """Save the schedule of a line of text in models/ld3 and return its file's name.
+
+    OSError if the folder cannot be written.
+    """
     name = check_name(name)
-    return folders.save_schedule(from_line(line, name), name).path.name
+    return save(from_line(line, name), folders.save_folder(), name).name
 
 
 def _own(name: str) -> Path:
