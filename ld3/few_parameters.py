@@ -81,6 +81,19 @@ class FewParameters:
             theta[end:] = z[-1]
         return theta
 
+    def summarized(self, theta: Tensor) -> Tensor:
+        """z of a theta of `SolverParameters`: first and last offset, and the mean correction."""
+        free = self.free_levels
+        end = free + self.all.times
+        ends = theta[free:end][[0, -1][-self.offsets :]] if self.offsets else theta[:0]
+        corrections = theta[end:]
+        common = corrections.mean()[None] if len(corrections) else corrections
+        return torch.cat([theta[:free], ends, common])
+
+    def describes(self, theta: Tensor) -> bool:
+        """Whether these few numbers describe a theta of `SolverParameters` exactly."""
+        return torch.allclose(self.expanded(self.summarized(theta)), theta, atol=1e-9)
+
     def discretization(self, z: Tensor) -> Discretization:
         """The solver with the parameters z."""
         return self.all.discretization(self.expanded(z))

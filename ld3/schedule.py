@@ -65,6 +65,18 @@ class ScheduleInfo:
     format_version: int = FORMAT_VERSION
 
 
+@dataclass(frozen=True)
+class OtherStepsInfo:
+    """What differs from `ScheduleInfo` in another number of steps; attributes as there."""
+
+    steps: int
+    model_calls: int
+    method: str
+    extras: list[str]
+    steps_sigmas: list[float]
+    report: dict[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """A schedule with its sampler's table.
@@ -74,12 +86,14 @@ class Schedule:
         table: the sampler at these sigmas.
         info: provenance.
         name: the file's name without extension; "" before saving.
+        others: the same solver in other numbers of steps, ascending.
     """
 
     sigmas: Tensor
     table: SolverTable
     info: ScheduleInfo
     name: str = ""
+    others: tuple[Schedule, ...] = ()
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigmas)
@@ -103,6 +117,23 @@ class Schedule:
                     f"steps_sigmas must have {len(self.sigmas)} levels with the ends of sigmas; "
                     f"got {len(self.plain_sigmas)}"
                 )
+
+    def in_steps(self, steps: int) -> Schedule:
+        """The schedule in another number of steps; ValueError if it has none.
+
+        Args:
+            steps: 0 for its own.
+        """
+        numbers = {s.info.steps: s for s in (self, *self.others)}
+        if steps == 0:
+            return self
+        if steps not in numbers:
+            found = ", ".join(map(str, sorted(numbers)))
+            raise ValueError(
+                f"schedule {self.name!r} has {found} steps, not {steps}; choose one of these, or "
+                "train it with also_steps"
+            )
+        return numbers[steps]
 
     @property
     def plain_sigmas(self) -> Tensor:

@@ -1,7 +1,8 @@
 """How a schedule is saved and shared, and what is checked before it is used.
 
 One safetensors file per schedule. Tensors (float64, `callback_calls` int64): the sigmas and the
-solver table. Metadata key `ld3`: one JSON object, see `ScheduleInfo`. A file is data: nothing in it
+solver table; the same in N other steps as `N/sigmas`, .. Metadata key `ld3`: one JSON object, see
+`ScheduleInfo`, and `others`, a list of `OtherStepsInfo`. A file is data: nothing in it
 is evaluated. It is read at once and copied, so that nothing that happens to it later can change a
 schedule or end the process, as with files mapped into memory.
 """
@@ -11,18 +12,27 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from .files import read_bounded, write_new
 from .journal import EXTENSION as PARTIAL
 from .journal import best_schedule
 from .json_types import built, has_type
-from .schedule import FORMAT_VERSION, INPAINT, MOST_STEPS, Schedule, ScheduleInfo
+from .schedule import (
+    FORMAT_VERSION,
+    INPAINT,
+    MOST_STEPS,
+    OtherStepsInfo,
+    Schedule,
+    ScheduleInfo,
+)
 from .shown_text import shown
 from .table import SolverTable
 
@@ -86,16 +96,25 @@ def save(schedule: Schedule, folder: Path, name: str) -> Path:
 
 def encoded(schedule: Schedule) -> bytes:
     """The contents of a schedule's file."""
-    table = schedule.table
-    tensors = {
-        "sigmas": schedule.sigmas.double(),
-        "state_sigmas": table.state_sigmas,
-        "eval_sigmas": table.eval_sigmas.clone(),
-        "weights": table.weights.contiguous(),
-        "callback_calls": table.callback_calls,
-    }
-    info = json.dumps(asdict(schedule.info), allow_nan=False)
+    tensors = _tensors(schedule, "")
+    for other in schedule.others:
+        tensors |= _tensors(other, f"{other.info.steps}/")
+    differing = [f.name for f in fields(OtherStepsInfo)]
+    others = [{name: getattr(s.info, name) for name in differing} for s in schedule.others]
+    info = json.dumps(asdict(schedule.info) | {"others": others}, allow_nan=False)
     return safetensors.torch.save(tensors, metadata={"ld3": info})
+
+
+def _tensors(schedule: Schedule, prefix: str) -> dict[str, Tensor]:
+    table = schedule.table
+    tensors = (
+        schedule.sigmas.double(),
+        table.state_sigmas,
+        table.eval_sigmas.clone(),
+        table.weights.contiguous(),
+        table.callback_calls,
+    )
+    return {prefix + name: tensor for name, tensor in zip(TENSORS, tensors, strict=True)}
 
 
 def load(path: Path) -> Schedule:
@@ -111,26 +130,35 @@ def decoded(data: bytes, name: str) -> Schedule:
     where = _where(name + EXTENSION)
     if len(data) > MOST_BYTES:
         raise ScheduleFileError(f"{where} is too large for a schedule; {TRY_AGAIN}")
-    info = _info(data, where)
+    info, others = _info(data, where)
     try:
         tensors = safetensors.torch.load(data)
-        missing = [k for k in TENSORS if k not in tensors]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        for k in TENSORS:
-            dtype = torch.int64 if k == "callback_calls" else torch.float64
-            if tensors[k].dtype != dtype:
-                raise ValueError(f"{k} is {tensors[k].dtype}, not {dtype}")
-        # copies: these tensors lie in the file's bytes
-        table = SolverTable(*(tensors[k].clone() for k in TENSORS[1:]))
-        if float(table.weights.abs().max()) > MOST_WEIGHT:
-            raise ValueError(f"a weight is above {MOST_WEIGHT:g}")
-        return Schedule(tensors["sigmas"].float(), table, info, name)
+        in_others = tuple(
+            _schedule(tensors, f"{other.steps}/", replace(info, **vars(other)), name)
+            for other in sorted(others, key=lambda other: other.steps)
+        )
+        return replace(_schedule(tensors, "", info, name), others=in_others)
     except (safetensors.SafetensorError, KeyError) as error:
         raise _unreadable(where, error) from error
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         reason = shown(str(error), 200)
         raise ScheduleFileError(f"{where} is inconsistent ({reason}); {TRY_AGAIN}") from error
+
+
+def _schedule(tensors: dict[str, Tensor], prefix: str, info: ScheduleInfo, name: str) -> Schedule:
+    """The schedule whose tensors have names with this prefix."""
+    missing = [prefix + k for k in TENSORS if prefix + k not in tensors]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for k in TENSORS:
+        found, dtype = tensors[prefix + k], torch.float64
+        if found.dtype != (torch.int64 if k == "callback_calls" else dtype):
+            raise ValueError(f"{prefix + k} is {found.dtype}")
+    # copies: these tensors lie in the file's bytes
+    table = SolverTable(*(tensors[prefix + k].clone() for k in TENSORS[1:]))
+    if float(table.weights.abs().max()) > MOST_WEIGHT:
+        raise ValueError(f"a weight is above {MOST_WEIGHT:g}")
+    return Schedule(tensors[f"{prefix}sigmas"].float(), table, info, name)
 
 
 def content_hash(path: Path) -> str:
@@ -141,7 +169,7 @@ def content_hash(path: Path) -> str:
 def read_info(path: Path) -> ScheduleInfo | None:
     """The provenance in a file, or None if it is not a usable schedule; makes no tensor."""
     try:
-        return _info(_contents(path), _where(path.name))
+        return _info(_contents(path), _where(path.name))[0]
     except ScheduleFileError:
         return None
 
@@ -166,8 +194,8 @@ def _contents(path: Path) -> bytes:
         raise _unreadable(where, OSError(error.strerror)) from error
 
 
-def _info(data: bytes, where: str) -> ScheduleInfo:
-    """The provenance in a file's contents."""
+def _info(data: bytes, where: str) -> tuple[ScheduleInfo, list[OtherStepsInfo]]:
+    """The provenance in a file's contents, and what differs in other numbers of steps."""
     try:
         safetensors.deserialize(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -191,12 +219,23 @@ def _info(data: bytes, where: str) -> ScheduleInfo:
             )
         info = built(ScheduleInfo, raw)
         _check_info(info)
-        return info
+        return info, _others(raw.get("others", []), info)
     except ScheduleFileError:
         raise
     except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
         reason = shown(str(error), 200)
         raise ScheduleFileError(f"{where} has damaged metadata ({reason}); {TRY_AGAIN}") from error
+
+
+def _others(raw: Any, info: ScheduleInfo) -> list[OtherStepsInfo]:
+    if not has_type(raw, list[dict[str, Any]]) or len(raw) > MOST_STEPS:
+        raise TypeError("others has the wrong type")
+    others = [built(OtherStepsInfo, other) for other in raw]
+    for other in others:
+        _check_info(replace(info, **vars(other)))
+    if len({info.steps, *(other.steps for other in others)}) <= len(others):
+        raise ValueError("others repeat a number of steps")
+    return others
 
 
 def _check_info(info: ScheduleInfo) -> None:

@@ -7,7 +7,9 @@ from comfy_api.v0_0_2 import io
 from ..ld3 import schedule_file
 from ..ld3.comfy import folders
 from ..ld3.comfy.sampling import check_deterministic, schedule_sampler
-from .types import CATEGORY, LD3Schedule, check_widgets, reporting
+from ..ld3.schedule import MOST_STEPS, Schedule
+from .messages import schedule_summary
+from .types import CATEGORY, LD3Schedule, check_widgets, reporting, show
 
 
 class LD3LoadSchedule(io.ComfyNode):
@@ -27,6 +29,16 @@ class LD3LoadSchedule(io.ComfyNode):
                     options=folders.schedule_names() or [folders.NO_SCHEDULE],
                     tooltip="Schedule file in models/ld3. The node shows what it contains. Press R "
                     "to list files that were put there by hand.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=MOST_STEPS,
+                    optional=True,
+                    tooltip="Number of sampling steps, for schedules learned in several "
+                    "(also_steps of LD3 Train Schedule). 0: the one it was learned for. Typical: "
+                    "0.",
                 ),
             ],
             outputs=[
@@ -49,24 +61,31 @@ class LD3LoadSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
-        # a connected name is known only when the node runs
+    def validate_inputs(cls, name: str | None = None, steps: int | None = 0) -> bool | str:
+        # what is connected is known only when the node runs
         if name is None:
             return True
         try:
-            check_widgets(cls, lambda: schedule_file.load(folders.schedule_path(name)))
+            check_widgets(cls, lambda: _loaded(name, steps or 0))
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None) -> str:
+    def fingerprint_inputs(cls, name: str | None = None, **inputs) -> str:
         return "" if name is None else schedule_file.content_hash(folders.schedule_path(name))
 
     @classmethod
-    def execute(cls, name: str) -> io.NodeOutput:
+    def execute(cls, name: str, steps: int = 0) -> io.NodeOutput:
         with reporting(cls):
-            schedule = schedule_file.load(folders.schedule_path(name))
+            schedule = _loaded(name, steps)
             check_deterministic(schedule)
             sampler = schedule_sampler(schedule)
+        if steps:  # the file's own number is shown before the node runs
+            show(cls, schedule_summary(schedule.info))
         return io.NodeOutput(schedule.plain_sigmas, sampler, schedule)
+
+
+def _loaded(name: str, steps: int) -> Schedule:
+    """The schedule of that file name in a number of steps, 0 for its own."""
+    return schedule_file.load(folders.schedule_path(name)).in_steps(steps)

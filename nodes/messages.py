@@ -8,8 +8,9 @@ from ..ld3.comfy.distilling_job import DistillResult
 from ..ld3.comfy.progress import duration
 from ..ld3.comfy.requests import AUTO
 from ..ld3.comfy.training_job import TrainingResult
-from ..ld3.schedule import ScheduleInfo
+from ..ld3.schedule import Schedule, ScheduleInfo
 from ..ld3.table import Extra
+from ..ld3.training.other_steps import INTERPOLATED
 from ..ld3.training.report import Report
 from ..ld3.training.teacher_choice import TeacherCheck
 from ..ld3.training.verdict import verdict
@@ -67,7 +68,23 @@ def report_details(result: TrainingResult) -> list[str]:
             for a, b in zip(learned, others, strict=True)
         ]
         parts.append(f"error of each stream in its standard deviations {', '.join(pairs)}")
-    return [text for text in ("; ".join(parts), teacher_summary(info.teacher)) if text]
+    summaries = others_summary(result.schedule), teacher_summary(info.teacher)
+    return [text for text in ("; ".join(parts), *summaries) if text]
+
+
+def others_summary(schedule: Schedule) -> str:
+    """The other numbers of steps in a file, and their errors; "" without any."""
+    found = []
+    for other in schedule.others:
+        report = Report.from_json(other.info.report)
+        text = f"{other.info.steps} steps ({report.chosen})"
+        standard = _best_standard(report)
+        if report.test_error is not None and standard:
+            # what is returned: the standard schedule if that is closer
+            error = report.test_error if report.chosen == "learned" else standard[1]
+            text += f" {error:.4g}, best standard {standard[1]:.4g}"
+        found.append(text)
+    return f"also {', '.join(found)}" if found else ""
 
 
 def schedule_summary(info: ScheduleInfo) -> str:
@@ -76,8 +93,9 @@ def schedule_summary(info: ScheduleInfo) -> str:
     made_for = f"for {model_words(info)}, cfg {info.cfg:g}"
     if info.denoise < 1:
         made_for += f", denoise {info.denoise:g}"
-    what, found = f"{info.steps} steps of {info.sampler}{with_extras}, {made_for}", ""
-    if info.method != "d-ode":
+    between = ", interpolated between learned numbers" if info.method == INTERPOLATED else ""
+    what, found = f"{info.steps} steps{between} of {info.sampler}{with_extras}, {made_for}", ""
+    if info.method not in ("d-ode", INTERPOLATED):
         report = Report.from_json(info.report)
         found = verdict(info.steps, info.sampler, info.teacher.get("steps", 0), report)
     return _sentences(what, found)

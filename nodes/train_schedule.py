@@ -18,6 +18,7 @@ from ..ld3.comfy.requests import (
 from ..ld3.comfy.training_job import CACHE_GB, check_training, train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
+from .training_inputs import also_steps_input
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, CONTINUED_LATER, MOST_SEED, check_widgets, reporting
@@ -286,6 +287,7 @@ class LD3TrainSchedule(io.ComfyNode):
                 ),
                 CACHE_GB_INPUT,
                 OPTIONS_INPUT,
+                also_steps_input(),
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],

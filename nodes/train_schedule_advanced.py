@@ -12,6 +12,7 @@ from ..ld3.comfy.requests import FULL, LEARN, TrainingOptions
 from ..ld3.comfy.training_job import CACHE_GB, train_connected
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
+from .training_inputs import also_steps_input
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, CONTINUED_LATER, MOST_SEED, reporting
@@ -188,6 +189,7 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     "page (ManualSigmas). They compete on the test noises and are returned where "
                     "they are better.",
                 ),
+                also_steps_input(),
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],

@@ -33,7 +33,7 @@ CONTRACT = {
         "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT learn:COMBO "
         "optimizer:COMBO soft_radius:FLOAT vae:VAE quality:COMBO minutes:FLOAT "
         "compare_sampler:COMBO compare_scheduler:COMBO cache_gb:FLOAT "
-        "options:LD3_TRAINING_OPTIONS",
+        "options:LD3_TRAINING_OPTIONS also_steps:STRING",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3TrainScheduleAdvanced": {
@@ -41,7 +41,7 @@ CONTRACT = {
         "name:STRING seed:INT learn:COMBO quality:COMBO minutes:FLOAT retrain:BOOLEAN "
         "distance:COMBO iterations:INT training_noises:INT heldout_noises:INT batch_size:INT "
         "vae:VAE cache_gb:FLOAT options:LD3_TRAINING_OPTIONS teacher_guider:GUIDER "
-        "compare_with:SIGMAS",
+        "compare_with:SIGMAS also_steps:STRING",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
     },
     "LD3TrainingOptions": {
@@ -49,7 +49,7 @@ CONTRACT = {
         "outputs": "options:LD3_TRAINING_OPTIONS",
     },
     "LD3LoadSchedule": {
-        "inputs": "name:COMBO",
+        "inputs": "name:COMBO steps:INT",
         "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE",
     },
     "LD3KSampler": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +73,7 @@ def learn(
         live.model.sigma_max,
         live.schedules(trial.sampler, trial.steps),
         teacher_sampler=live.traced(live.recipe.sampler),
+        schedules=partial(live.schedules, trial.sampler),
     )
     if compared:
         task = _with_rivals(trial, task)

@@ -42,18 +42,20 @@ class ConnectedInputs:
     teacher_guider: Any = None
     compare_with: Tensor | None = None
 
-    def check(self, steps: int) -> None:
+    def check(self, request: TrainingOptions) -> None:
         """Raise ValueError, naming the input, for what no schedule can be learned from."""
         check_guider("guider", self.guider)
         _check_sampler(self.sampler)
         sampling = self.guider.model_patcher.get_model_object("model_sampling")
         largest = float(sampling.sigma_max)
         _check_sigmas("sigmas", self.levels, largest)
-        if len(self.levels) - 1 <= steps:
+        if len(self.levels) - 1 <= request.steps:
             raise ValueError(
-                f"sigmas have {len(self.levels) - 1} steps and steps is {steps}; the teacher must "
-                "take more steps than the student: connect sigmas of more steps (20 is typical)"
+                f"sigmas have {len(self.levels) - 1} steps and steps is {request.steps}; the "
+                "teacher must take more steps than the student: connect sigmas of more steps (20 "
+                "is typical)"
             )
+        request.check_other_steps(len(self.levels) - 1, "sigmas")
         if self.compare_with is not None:
             _check_sigmas(COMPARED, _on_cpu(self.compare_with), largest)
         if self.teacher_guider is not None:
@@ -97,16 +99,20 @@ def _check_sigmas(name: str, sigmas: Tensor, largest: float) -> None:
 
 def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> TrainingSetup:
     """What LD3 Train Schedule (Advanced) says, of checked inputs."""
-    sampler, sigmas, steps = inputs.sampler, inputs.levels, request.steps
+    sampler, sigmas = inputs.sampler, inputs.levels
     sampling = inputs.guider.model_patcher.get_model_object("model_sampling")
     label = core_samplers.sampler_label(sampler)
     span = Span(sampling, float(sigmas[0]), float(sigmas[-1]))
     given = {CONNECTED: sigmas}
     if inputs.compare_with is not None:
         given[COMPARED] = _on_cpu(inputs.compare_with)
-    baselines = span.schedules(steps) | {CONNECTED: resampled_levels(sigmas, steps)}
-    baselines |= {COMPARED: given[COMPARED]} if COMPARED in given else {}
     options = [label, sampler.sampler_function, sampler.extra_options, sampler.inpaint_options]
+
+    def schedules(steps: int) -> dict[str, Tensor]:
+        found = span.schedules(steps) | {CONNECTED: resampled_levels(sigmas, steps)}
+        if steps == request.steps and COMPARED in given:
+            found[COMPARED] = given[COMPARED]
+        return found
 
     def levels(scheduler: str, steps: int) -> Tensor:
         if scheduler in given:
@@ -118,7 +124,7 @@ def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> Tra
             return traced.discretization(levels(scheduler, steps))
 
         multiples, most = (OWN_MULTIPLES, MOST_OWN) if own else (STANDARD_MULTIPLES, MOST_STANDARD)
-        calls = most * solver(steps).table.model_calls
+        calls = most * solver(request.steps).table.model_calls
         return Rival(f"{label} + {scheduler}", solver, multiples, calls)
 
     teacher = {"sampler": label, "steps": len(sigmas) - 1, "requested": CONNECTED}
@@ -128,7 +134,7 @@ def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> Tra
         ("sampler", sampler),
         ("sampler", sampler),
         TeacherOptions({CONNECTED: sigmas}),
-        baselines,
+        schedules,
         lambda wrap, traced: standard(traced, span.name_of(sigmas) or CONNECTED, own=True),
         standard,
         teacher_facts={"batch_size": request.batch_size},

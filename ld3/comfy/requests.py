@@ -29,6 +29,9 @@ LEARN: dict[str, dict[str, Any]] = {
 PUBLISHED_RADIUS = -1.0
 GRADIENT_NOISES, GRADIENT_TEST_NOISES, GRADIENT_ITERATIONS = 32, 16, 12
 """Of the gradient optimizers, which have no quality."""
+ALSO_SHARE = 0.12
+"""Model calls of each number in also_steps, as a share of the quality's."""
+MOST_STEPS, MOST_OTHERS = 50, 12  # in also_steps
 AUTO = "auto"
 """Of a teacher's scheduler: chosen by prediction type and a short test; of others: by the first."""
 
@@ -52,6 +55,7 @@ class TrainingOptions:
     soft_radius: float = PUBLISHED_RADIUS
     quality: str = "normal"
     minutes: float = 0.0
+    also_steps: str = ""
 
     def settings(self) -> TrainingSettings:
         """The constants of the training; ValueError for a value that cannot work."""
@@ -75,15 +79,53 @@ class TrainingOptions:
             distance=self.distance,
             seed=self.seed % 2**63,
             gradient=self.gradient,
+            also_steps=self.other_steps,
+            also_calls=round(ALSO_SHARE * QUALITIES[self.quality]),
             **LEARN[self.learn],
         )
+        if settings.also_steps and (self.gradient or settings.dode):
+            raise ValueError(
+                f"also_steps is {self.also_steps!r}, which needs the optimizer {GAUSS_NEWTON!r} "
+                "and something else to learn than D-ODE; leave also_steps empty or change these"
+            )
         return self.with_numbers(settings)
 
     def calls(self, seconds_per_call: float) -> int:
         """Model calls of the training in all: those of `minutes`, or of `quality`."""
         if self.minutes:
             return int(60 * self.minutes / seconds_per_call)
-        return calls_of(self.quality, self.steps)
+        others = sum(round(ALSO_SHARE * calls_of(self.quality, n)) for n in self.other_steps)
+        return calls_of(self.quality, self.steps) + others
+
+    @property
+    def other_steps(self) -> tuple[int, ...]:
+        """The numbers in also_steps, ascending, without `steps`; ValueError for anything else."""
+        words = self.also_steps.replace(",", " ").split()
+        if not all(word.isdecimal() and 2 <= int(word) <= MOST_STEPS for word in words):
+            raise ValueError(
+                f"also_steps is {self.also_steps!r}; write numbers of steps from 2 to {MOST_STEPS} "
+                "with commas between them, such as 3, 6, 8, or leave it empty"
+            )
+        numbers = {int(word) for word in words} - {self.steps}
+        if len(numbers) > MOST_OTHERS:
+            raise ValueError(
+                f"also_steps has {len(numbers)} numbers; {MOST_OTHERS} are the most, and steps "
+                "between them are interpolated"
+            )
+        return tuple(sorted(numbers))
+
+    def check_other_steps(self, teacher_steps: int, name: str) -> None:
+        """Raise ValueError for a number in also_steps that the teacher does not exceed.
+
+        Args:
+            name: of the input that decides the teacher's steps.
+        """
+        too_many = [n for n in self.other_steps if n >= teacher_steps]
+        if too_many:
+            raise ValueError(
+                f"also_steps contains {too_many[0]}, and the teacher takes {teacher_steps} steps "
+                f"({name}); use smaller numbers or more steps of the teacher"
+            )
 
     @property
     def all_numbers(self) -> bool:
@@ -142,6 +184,7 @@ class TrainingRequest(TrainingOptions):
             raise ValueError(f"denoise is {self.denoise}; use a value above 0 and up to 1")
         settings = super().settings()
         settings.check(self.teacher_steps)
+        self.check_other_steps(self.teacher_steps, "teacher_steps")
         return settings
 
     def check(self) -> None:

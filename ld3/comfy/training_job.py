@@ -16,7 +16,8 @@ from ..json_types import has_type
 from ..metrics import IMAGE_DISTANCES
 from ..schedule import Schedule, ScheduleInfo
 from ..schedule_file import check_name, encoded
-from ..training.report import Report
+from ..training.other_steps import INTERPOLATED
+from ..training.report import Learned, Report
 from ..training.teacher_choice import TeacherCheck
 from ..training.verdict import verdict
 from . import fingerprint, folders
@@ -110,7 +111,7 @@ def train_connected(
 ) -> TrainingResult:
     """The same for a guider, a sampler and the teacher's sigmas; arguments and errors as there."""
     settings, name = request.settings(), check_name(name)
-    inputs.check(request.steps)
+    inputs.check(request)
     vae = _vae(inputs.vae, request)
     job, setup = Job(inputs.guider, inputs.latent_image), setup_of_connected(inputs, request)
     store, other = folders.teacher_store(cache_gb), inputs.teacher_guider
@@ -158,7 +159,8 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
         )
     decoder = fingerprint.weights_hash(vae.first_stage_model) if vae else None
     contents = [job.samples, job.batch_index, decoder, *setup.contents]
-    contents += [setup.baselines[name] for name in setup.always]
+    baselines = setup.schedules(request.steps) if setup.always else {}
+    contents += [baselines[name] for name in setup.always]
     contents += [training.teacher_job.key({})] if training.teacher_job else []
     key = job.key(asdict(request), *contents)
     saved = folders.saved_again(key)
@@ -195,18 +197,37 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
 
 def _schedule(training: TrainingRun, outcome: Outcome, key: str) -> Schedule:
     """What was learned, with all that is known of it."""
-    (solver, report), job, request = outcome.learned, training.job, training.request
+    learned, job, request = outcome.learned, training.job, training.request
     described = training.setup.described
     info = ScheduleInfo(
         **described | {"teacher": described["teacher"] | outcome.teacher},
-        steps=solver.steps,
-        model_calls=solver.table.model_calls,
-        method=request.method,
-        extras=[extra.value for extra in solver.extras],
-        steps_sigmas=report.steps_sigmas,
+        **_described(learned, request.method),
         settings=asdict(request) | asdict(outcome.settings) | job.described(),
         settings_hash=key,
-        report=report.as_json(),
         **job.provenance(),
     )
-    return Schedule(solver.sigmas, solver.table, info)
+    schedule = Schedule(learned.solver.sigmas, learned.solver.table, info)
+    return replace(schedule, others=_others(learned, info))
+
+
+def _described(learned: Learned, method: str) -> dict[str, Any]:
+    """What depends on the number of steps in a `ScheduleInfo`."""
+    solver, report = learned.solver, learned.report
+    return {
+        "steps": solver.steps,
+        "model_calls": solver.table.model_calls,
+        "method": method,
+        "extras": [extra.value for extra in solver.extras],
+        "steps_sigmas": report.steps_sigmas,
+        "report": report.as_json(),
+    }
+
+
+def _others(learned: Learned, info: ScheduleInfo) -> tuple[Schedule, ...]:
+    """The schedules in other numbers of steps."""
+    found = []
+    for other in learned.others.values():
+        method = INTERPOLATED if other.report.chosen == INTERPOLATED else info.method
+        described = replace(info, **_described(other, method))
+        found.append(Schedule(other.solver.sigmas, other.solver.table, described))
+    return tuple(found)

@@ -21,10 +21,10 @@ from ..tracing import TracedSampler
 from ..training import teacher_choice
 from ..training.planning import planned_calls, within_budget
 from ..training.problem import TrainingProblem
-from ..training.report import Progress, ProgressReporter, Report
+from ..training.report import Learned, Progress, ProgressReporter, Report
 from ..training.settings import TrainingSettings
 from ..training.teacher_choice import Candidate, TeacherCheck, check_teachers
-from ..training.train import Learned, train
+from ..training.train import train
 from .auto_teacher import TeacherOptions
 from .gradient.differentiable_model import differentiable_run, normal_tensors
 from .gradient.gradient_check import check_gradient
@@ -170,7 +170,7 @@ class TrainingRun:
             on_progress = _keeping(self.keep, best, show)
             learned = train(problem, settings, *noises, store, on_progress)
         report = replace(learned.report, teacher_calls=learned.report.teacher_calls + calls)
-        return Outcome(Learned(learned.solver, report), scheduler, check, settings)
+        return Outcome(learned._replace(report=report), scheduler, check, settings)
 
     def _probe_state(self, guided: GuidedRun, noises: tuple[Tensor, Tensor]) -> None:
         guided.model.stateless = not keeps_state(guided, *noises)
@@ -272,12 +272,13 @@ class TrainingRun:
             sampler,
             teacher.discretization(self.teachers.sigmas[self.teachers.first]),
             float(guided.sampling.sigma_max) if start is None else start,
-            setup.baselines,
+            setup.schedules(self.request.steps),
             setup.end_sigma,
             teacher,
             other_teacher=self.teacher_job is not None,
             always=setup.always,
             streams=guided.streams,
+            schedules=setup.schedules,
         )
         if self.request.quality == "fast" or self.request.gradient:
             return problem

@@ -24,7 +24,7 @@ class TrainingSetup:
     Attributes:
         sampler, teacher_sampler: SAMPLER or its name, after the input that errors name.
         teachers: the teacher's noise levels.
-        baselines: standard schedules by name.
+        schedules: number of steps -> standard schedules by name.
         start_sigma, end_sigma: first and last level of the learned schedule; the model's largest if
             the first is None.
         always: baselines that are measured in any case.
@@ -38,7 +38,7 @@ class TrainingSetup:
     sampler: tuple[str, Any]
     teacher_sampler: tuple[str, Any]
     teachers: TeacherOptions
-    baselines: dict[str, Tensor]
+    schedules: Callable[[int], dict[str, Tensor]]
     own: Callable[[Any, TracedSampler], Rival | None]
     standard: Callable[[TracedSampler, str], Rival]
     teacher_facts: dict[str, Any]
@@ -89,8 +89,8 @@ def setup_of_widgets(model: Any, request: TrainingRequest) -> TrainingSetup:
         ("sampler_name", request.sampler_name),
         ("teacher_sampler", request.teacher_sampler),
         teachers,
-        core_samplers.standard_schedules(
-            model, request.sampler_name, request.steps, request.denoise
+        lambda steps: core_samplers.standard_schedules(
+            model, request.sampler_name, steps, request.denoise
         ),
         lambda wrap, sampler: rivals.own(model, wrap, request),
         partial(rivals.standard, model, request),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from ..parameters import Coordinate
 from ..table import Discretization, SolverTable, rollout
 from ..teacher import TeacherSamples
 from ..trajectories import TeacherTrajectories
-from .report import Baseline, ProgressReporter
+from .report import Baseline, ProgressReporter, finite
 from .validation import Objective, mean_score
 
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
@@ -74,6 +74,14 @@ class Competitors:
             )
             for name, solver in self.baselines.items()
         }
+
+    def ranked(self, scores: dict[str, Tensor]) -> dict[str, Baseline]:
+        """The same with ranking errors: means of scores (n,) by scheduler."""
+        baselines = self.as_baselines()
+        for name, score in scores.items():
+            error = finite(float(score.mean()))
+            baselines[name] = replace(baselines[name], ranking_error=error)
+        return baselines
 
 
 class TrajectorySurrogate:
@@ -156,8 +164,9 @@ def rank_baselines(
     surrogate: TrajectorySurrogate,
     samples: TeacherSamples,
     progress: ProgressReporter,
+    most: int = RANKED_BASELINES,
 ) -> dict[str, Tensor]:
-    """Scores (n,) of the standard schedules that are best on the surrogate, by scheduler."""
+    """Scores (n,) of the `most` standard schedules best on the surrogate, by scheduler."""
     solvers, coordinate = competitors.baselines, competitors.parameters.levels.coordinate
     likely, always = list[str](), competitors.always
     for name in sorted(
@@ -167,7 +176,7 @@ def rank_baselines(
         if not any(_alike(solvers[name].table.state_sigmas, o, coordinate) for o in others):
             likely.append(name)
     scores = {}
-    for name in likely[:RANKED_BASELINES]:
+    for name in likely[:most]:
         progress.stage(f"ranking candidates: {name}")
         scores[name] = objective.scores(solvers[name], samples)
     return scores

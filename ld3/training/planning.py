@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from . import candidates, dode, steps_alone, successive_halving
+from . import candidates, dode, other_steps, steps_alone, successive_halving
 from .budget import within
 from .candidates import Competitors
 from .gradient import descent as gradient_descent
+from .other_steps import competitors_in_other_steps
 from .problem import TrainingProblem, competitors_of
 from .settings import TrainingSettings
 from .steps_saved import COMPARED_NOISES
@@ -19,7 +20,8 @@ def within_budget(
 ) -> TrainingSettings:
     """Settings for at most that many model calls in all; ValueError if they are too few."""
     competitors = competitors_of(problem, settings)
-    planned = partial(calls_with, problem, competitors)
+    others = competitors_in_other_steps(problem, settings)
+    planned = partial(calls_with, problem, competitors, others=others)
     return within(calls, settings, problem.teacher.table.model_calls, planned)
 
 
@@ -28,11 +30,17 @@ def planned_calls(problem: TrainingProblem, s: TrainingSettings) -> int:
 
     The sum of what its phases say of themselves.
     """
-    return calls_with(problem, competitors_of(problem, s), s)
+    others = competitors_in_other_steps(problem, s)
+    return calls_with(problem, competitors_of(problem, s), s, others)
 
 
-def calls_with(problem: TrainingProblem, competitors: Competitors, s: TrainingSettings) -> int:
-    """`planned_calls`, where the competitors are known."""
+def calls_with(
+    problem: TrainingProblem,
+    competitors: Competitors,
+    s: TrainingSettings,
+    others: dict[int, Competitors],
+) -> int:
+    """`planned_calls`, where the competitors are known, those in other numbers of steps too."""
     parameters, calls = competitors.parameters, competitors.parameters.calls
     even = parameters.discretization(parameters.extended(parameters.levels.even(s.steps)))
     planned = s.noises * problem.teacher.table.model_calls + 1  # `_first_call_repeats`
@@ -63,6 +71,7 @@ def calls_with(problem: TrainingProblem, competitors: Competitors, s: TrainingSe
     planned += compared * sum(rival.most_calls for rival in rivals)
     always = [competitors.baselines[name].table.model_calls for name in competitors.always]
     planned += s.test_noises * sum(always)
+    planned += other_steps.planned_calls(problem, others, s)
     sharing = problem.model.stateless and not problem.other_teacher
     if not (sharing and problem.teacher.table.starts_as(even.table)):
         return planned

@@ -36,6 +36,7 @@ class TrainingProblem:
             the student's.
         own: sampler and scheduler the user would use otherwise, to count the steps saved; None if
             they are not counted.
+        schedules: the baselines at any number of steps, for `TrainingSettings.also_steps`.
         standard: name of a baseline -> it at any number of steps, for the same count.
         image_features: for distances between images, see `ld3.metrics.Distance`.
         other_teacher: the teacher is another model, whose samples are in the store that a training
@@ -51,6 +52,7 @@ class TrainingProblem:
     baselines: dict[str, Tensor] = field(default_factory=dict)
     end_sigma: float = 0.0
     teacher_sampler: TracedSampler | None = None
+    schedules: Callable[[int], dict[str, Tensor]] | None = None
     own: Rival | None = None
     standard: Callable[[str], Rival] | None = None
     image_features: Callable[[Tensor], Tensor] | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ..json_types import built, has_type
 from ..model import Model
@@ -84,7 +85,8 @@ class Report:
 
     Attributes:
         start: name of the best start before any descent.
-        chosen: "learned", or the name of the baseline that won on the test noises.
+        chosen: "learned", or the name of the baseline that won on the test noises; "interpolated"
+            between learned numbers of steps, where nothing was measured.
         test_error: mean RMSE to the teacher on the test noises, of what was learned.
         gain: bootstrap interval (90 %) of the mean score (`ld3.metrics.Distance.score`) of what was
             learned over that of the best standard schedule on the test noises; empty without one.
@@ -160,6 +162,14 @@ class Report:
                 "compared": [_of(StepsCurve, curve) for curve in parts["compared"]],
             },
         )
+
+
+class Learned(NamedTuple):
+    """The result of a training: a solver, its report, and the same in other numbers of steps."""
+
+    solver: Discretization
+    report: Report
+    others: Mapping[int, Learned] = MappingProxyType({})
 
 
 def _named(value: Any) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class TrainingSettings:
             standard schedule, and the better one is returned.
         descents: how many starts a descent by Gauss-Newton begins with. (By gradient: with one.)
         iterations: of the best of them, see `rounds`.
+        also_steps: further numbers of steps to learn, each for about `also_calls` model calls (for
+            up to 6 steps; more for more).
         distance: one of `ld3.metrics.DISTANCES`.
         seed: of the order of noises and of the search for starts.
         gradient: descend by reverse mode, with these settings, instead of Gauss-Newton.
@@ -50,6 +52,8 @@ class TrainingSettings:
     test_noises: int = 12
     descents: int = 3
     iterations: int = 12
+    also_steps: tuple[int, ...] = ()
+    also_calls: int = 300
     distance: str = "pseudo-huber"
     seed: int = 0
     gauss_newton: GaussNewtonSettings = GaussNewtonSettings()

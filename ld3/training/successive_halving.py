@@ -41,7 +41,7 @@ def descend_by_gauss_newton(
         parameters: what to learn, extras included.
         starts: best first.
     """
-    constants = _constants(parameters, settings)
+    constants = descent_settings(parameters, settings)
     order = torch.Generator().manual_seed(settings.seed)
     total = sum(r.iterations for r in settings.rounds)
     done = 0
@@ -77,7 +77,8 @@ def _single_iterations(parameters: FewParameters, last: Round) -> int:
     return last.iterations // 2 if parameters.extras else 0
 
 
-def _constants(parameters: FewParameters, settings: TrainingSettings) -> GaussNewtonSettings:
+def descent_settings(parameters: FewParameters, settings: TrainingSettings) -> GaussNewtonSettings:
+    """Gauss-Newton's constants for these parameters."""
     constants = settings.gauss_newton
     if not parameters.extras:
         return constants
@@ -90,8 +91,10 @@ def _constants(parameters: FewParameters, settings: TrainingSettings) -> GaussNe
 
 
 def _consider(name: str, descent: GaussNewton, validation: Validation) -> float:
-    student = descent.parameters.discretization(descent.theta)
-    return validation.consider(name, student, descent.theta)
+    parameters, theta = descent.parameters, descent.theta
+    if isinstance(parameters, FewParameters):
+        parameters, theta = parameters.all, parameters.expanded(theta)
+    return validation.consider(name, parameters.discretization(theta), theta)
 
 
 def _best(descents: Descents, count: int, validation: Validation) -> Descents:

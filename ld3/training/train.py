@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 from torch import Tensor
 
 from ..metrics import LATENT_DISTANCES, Distance
 from ..model import REPEAT_TOLERANCE, Model
-from ..table import Discretization, Extra
+from ..step_transfer import LearnedParameters
+from ..table import Extra
 from ..teacher import Targets, TeacherSamples, sample_teacher
 from ..trajectories import subsample
 from . import dode, successive_halving
@@ -29,20 +29,14 @@ from .candidates import (
 )
 from .final_test import measured_report
 from .gradient import descent as gradient_descent
+from .other_steps import Prepared, competitors_in_other_steps, learn_other_steps
 from .output_mix import output_mix
 from .planning import calls_with
 from .problem import TrainingProblem, competitors_of
-from .report import Baseline, Progress, ProgressReporter, Report, finite
+from .report import Learned, Progress, ProgressReporter, Report
 from .settings import TrainingSettings
 from .steps_alone import learn_steps_alone
 from .validation import Objective, ValidatedStudent, Validation
-
-
-class Learned(NamedTuple):
-    """The result of a training."""
-
-    solver: Discretization
-    report: Report
 
 
 def train(
@@ -66,7 +60,8 @@ def train(
         UnsupportedSampler: the sampler has no table.
     """
     competitors = competitors_of(problem, settings)
-    planned = calls_with(problem, competitors, settings)
+    others = competitors_in_other_steps(problem, settings)
+    planned = calls_with(problem, competitors, settings, others)
     progress = ProgressReporter(problem.model, planned, on_progress)
     progress.know(baselines=competitors.as_baselines())
     sets = _Sets(problem, settings, noise, latent, store, progress)
@@ -82,7 +77,7 @@ def train(
     unscaled = Objective(problem.model, Distance(settings.distance, 1.0, problem.image_features))
     scores = rank_baselines(unscaled, competitors, surrogate, validating, progress)
     objective = _objective(unscaled, scores, training, own_teacher)
-    baselines = _ranked(competitors, scores)
+    baselines = competitors.ranked(scores)
     progress.know(baselines=baselines)
     found = surrogate_search(
         surrogate,
@@ -92,7 +87,8 @@ def train(
     )
     starts = rank_starts(objective, competitors, scores, found, validating, progress)
     best, parameters = starts[0], competitors.parameters
-    first = ValidatedStudent(parameters.discretization(best.theta), best.theta, best.error)
+    theta = parameters.expanded(best.theta)
+    first = ValidatedStudent(parameters.all.discretization(theta), theta, best.error)
     validation = Validation(objective, validating, progress, best.name, first)
     if settings.gradient:
         learned = replace(parameters.all, decoupled=settings.decoupled, order=settings.order)
@@ -124,13 +120,20 @@ def train(
         teacher_calls=teacher_calls,
         training_calls=training_calls,
     )
-    report = measured_report(objective, problem, solver, sets.teach("test"), report, progress)
+    test = sets.teach("test")
+    report = measured_report(objective, problem, solver, test, report, progress)
     if report.chosen != "learned":
         solver = competitors.baselines[report.chosen]
     report_calls = progress.calls - teacher_calls - training_calls
-    progress.show(report)
+    learned = Learned(solver, replace(report, report_calls=report_calls))
+    progress.show(learned.report)
+    if others:
+        samples = training, validating, test
+        prepared = Prepared(problem, settings, others, objective, surrogate, *samples, progress)
+        values = LearnedParameters(parameters.all, validation.best.theta)
+        learned = learned._replace(others=learn_other_steps(prepared, values, learned))
     progress.stage("done")
-    return Learned(solver, replace(report, report_calls=report_calls))
+    return learned
 
 
 @dataclass(frozen=True)
@@ -196,14 +199,6 @@ def _objective(
         distance=replace(unscaled.distance, scale=max(scale, 1e-6)),
         data_std=float(training.target.std()) if matched else None,
     )
-
-
-def _ranked(competitors: Competitors, scores: dict[str, Tensor]) -> dict[str, Baseline]:
-    """The baselines of a report, with their ranking errors."""
-    baselines = competitors.as_baselines()
-    for name, score in scores.items():
-        baselines[name] = replace(baselines[name], ranking_error=finite(float(score.mean())))
-    return baselines
 
 
 def _add_extras(

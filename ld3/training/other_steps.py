@@ -1,0 +1,298 @@
+"""The learned solver in other numbers of steps, at a few hundred model calls each.
+
+Where a descent begins decides what it finds, and a solver stretched from another number of steps
+(`ld3.step_transfer`) begins in a good basin. So each further number costs one ranking, a short
+descent and a test, on noises that the teacher has sampled already. Numbers between two learned ones
+cost nothing: they are interpolated, and not tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..few_parameters import FewParameters
+from ..solver_parameters import SolverParameters
+from ..step_transfer import LearnedParameters, transferred
+from ..table import Discretization
+from ..teacher import TeacherSamples
+from .candidates import Competitors, Start, TrajectorySurrogate, rank_baselines, surrogate_search
+from .final_test import measured_report
+from .gauss_newton import GaussNewton, Parameters, calls_per_noise
+from .problem import TrainingProblem, competitors_of
+from .report import Learned, ProgressReporter, Report, ValidationEntry, finite
+from .settings import TrainingSettings
+from .steps_alone import without_extras
+from .successive_halving import descent_settings
+from .validation import Objective
+
+STANDARDS = 2  # standard schedules that the model ranks
+SAMPLINGS = STANDARDS + 3 + 2  # per noise: a stretched, a searched, a descended student; two tests
+LEAST_NOISES = 4  # to rank and to test
+MOST_ITERATIONS = 4
+DESCENT = 12  # iterations of a whole descent, of which these are the second half
+INTERPOLATED = "interpolated"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the training of the first number of steps leaves to others, by number."""
+
+    problem: TrainingProblem
+    settings: TrainingSettings
+    others: dict[int, Competitors]
+    objective: Objective
+    surrogate: TrajectorySurrogate
+    training: TeacherSamples
+    validating: TeacherSamples
+    test: TeacherSamples
+    progress: ProgressReporter
+
+
+@dataclass
+class _Family:
+    """Solvers of one sampler in several numbers of steps.
+
+    Attributes:
+        parameters, plain: what was learned, and the noise levels for the plain sampler.
+        learned: by number of steps.
+    """
+
+    parameters: list[LearnedParameters] = field(default_factory=list)
+    plain: list[LearnedParameters] = field(default_factory=list)
+    learned: dict[int, Learned] = field(default_factory=dict)
+
+    def add(self, parameters: LearnedParameters, learned: Learned) -> None:
+        """Add a member."""
+        levels = without_extras(FewParameters(parameters.parameters)).all
+        sigmas = learned.report.steps_sigmas or learned.solver.sigmas.tolist()
+        u = levels.levels.from_sigmas(torch.tensor(sigmas))
+        self.parameters.append(parameters)
+        self.plain.append(LearnedParameters(levels, u))
+        self.learned[parameters.parameters.steps] = learned
+
+
+def learn_other_steps(
+    prepared: Prepared, parameters: LearnedParameters, learned: Learned
+) -> dict[int, Learned]:
+    """Solvers in the settings' other numbers of steps and all numbers between, by number.
+
+    Args:
+        parameters, learned: the first number's, before and after its test.
+    """
+    first, family = prepared.settings.steps, _Family()
+    family.add(parameters, learned)
+    for steps in sorted(prepared.others, key=lambda n: abs(n - first)):
+        family.add(*_Number.of(prepared, steps, parameters).learned(family.parameters))
+    results = dict(family.learned)
+    for steps in range(min(results) + 1, max(results)):
+        if steps not in results:
+            results[steps] = _interpolated(parameters.parameters, family, steps)
+    del results[first]
+    return dict(sorted(results.items()))
+
+
+def competitors_in_other_steps(
+    problem: TrainingProblem, settings: TrainingSettings
+) -> dict[int, Competitors]:
+    """What competes in each of the settings' other numbers of steps.
+
+    Raises:
+        ValueError: a number that the teacher or the noise levels do not allow.
+    """
+    found = {}
+    for steps in settings.also_steps:
+        assert problem.schedules is not None
+        other = replace(problem, baselines=problem.schedules(steps), always=())
+        found[steps] = competitors_of(other, replace(settings, steps=steps))
+    return found
+
+
+def planned_calls(
+    problem: TrainingProblem, others: dict[int, Competitors], settings: TrainingSettings
+) -> int:
+    """Model calls of `learn_other_steps`, at most."""
+    planned = 0
+    for competitors in others.values():
+        few = competitors.parameters
+        planned += max(_plan(problem, kind, settings).calls for kind in (few, few.all))
+    return planned
+
+
+class _Plan(NamedTuple):
+    """How a number of calls is spent: noises to rank and test, iterations with their noises."""
+
+    noises: int
+    iterations: int
+    descent_noises: int
+    calls: int
+
+
+def _plan(problem: TrainingProblem, parameters: Parameters, settings: TrainingSettings) -> _Plan:
+    """For about `also_calls` model calls, more above 6 steps: half of them to rank and test."""
+    budget = settings.also_calls * max(parameters.steps, 6) // 6
+    z = parameters.extended(parameters.levels.even(parameters.steps))
+    # first calls that are the teacher's are not repeated
+    table = parameters.discretization(z).table
+    sharing = problem.model.stateless
+    starts_alike = not problem.other_teacher and problem.teacher.table.starts_as(table)
+    shared = int(sharing and starts_alike)
+    each = SAMPLINGS * (parameters.calls - shared)
+    most = min(settings.validation_noises, settings.test_noises)
+    noises = min(max(LEAST_NOISES, budget // 2 // each), most)
+    difference = settings.gauss_newton.difference
+    evaluation = calls_per_noise(parameters, z, difference, sharing) - shared
+    evaluations = max(0, budget - noises * each) // evaluation
+    iterations = min(MOST_ITERATIONS, evaluations)
+    descent_noises = min(evaluations // max(iterations, 1), settings.training_noises)
+    calls = noises * each + iterations * descent_noises * evaluation
+    return _Plan(noises, iterations, descent_noises, calls)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A further number of steps, to be learned."""
+
+    prepared: Prepared
+    competitors: Competitors
+    parameters: Parameters  # that a descent learns
+    plan: _Plan
+
+    @staticmethod
+    def of(prepared: Prepared, steps: int, first: LearnedParameters) -> _Number:
+        """Of what the training of the first number of steps leaves.
+
+        If few numbers describe its extras, they will do here, too, and cost fewer calls.
+        """
+        competitors = prepared.others[steps]
+        parameters = few = competitors.parameters
+        if not FewParameters(first.parameters).describes(first.theta):
+            parameters = few.all
+        plan = _plan(prepared.problem, parameters, prepared.settings)
+        return _Number(prepared, competitors, parameters, plan)
+
+    def learned(self, known: list[LearnedParameters]) -> tuple[LearnedParameters, Learned]:
+        """Rank, descend and test.
+
+        Args:
+            known: what was learned in other numbers of steps.
+        """
+        prepared, competitors = self.prepared, self.competitors
+        progress, validating = prepared.progress, prepared.validating[: self.plan.noises]
+        before = progress.calls
+        scores = rank_baselines(
+            prepared.objective, competitors, prepared.surrogate, validating, progress, STANDARDS
+        )
+        starts = self._starts(known, validating)
+        history = [self._entry(start, before) for start in starts]
+        best = min(starts, key=lambda start: start.error)
+        if self.plan.iterations:
+            descended = self._descended(best, validating)
+            history.append(self._entry(descended, before))
+            best = min(best, descended, key=lambda start: start.error)
+        parameters = competitors.parameters.all
+        solver = parameters.discretization(best.theta)
+        report = Report(
+            start=best.name,
+            extras=[extra.value for extra in solver.extras],
+            sigmas=solver.sigmas.tolist(),
+            eval_sigmas=solver.table.eval_sigmas.tolist() if parameters.decoupled else [],
+            baselines=competitors.ranked(scores),
+            history=history,
+            training_calls=progress.calls - before,
+        )
+        learned = self._tested(solver, report)
+        return LearnedParameters(parameters, best.theta), learned
+
+    def _starts(self, known: list[LearnedParameters], validating: TeacherSamples) -> list[Start]:
+        """A solver stretched from other numbers of steps, and the best on the surrogate."""
+        prepared, few = self.prepared, self.competitors.parameters
+        numbers = [k.parameters.steps for k in known]
+        nearest = min(numbers, key=lambda n: abs(n - few.steps))
+        searched = surrogate_search(
+            prepared.surrogate,
+            few,
+            prepared.settings.seed,
+            lambda: self._stage("searching candidates"),
+        )
+        thetas = {
+            f"from {nearest} steps": transferred(known, few.all),
+            "trajectory 1": few.expanded(searched[0]),
+        }
+        return [self._judged(name, theta, validating) for name, theta in thetas.items()]
+
+    def _descended(self, start: Start, validating: TeacherSamples) -> Start:
+        """The start after a short descent."""
+        prepared, few = self.prepared, self.competitors.parameters
+        settings, training = prepared.settings, prepared.training
+        descent = GaussNewton(
+            prepared.objective,
+            self.parameters,
+            few.summarized(start.theta) if self.parameters is few else start.theta,
+            DESCENT,
+            descent_settings(few, settings),
+            DESCENT // 2,
+        )
+        order = torch.Generator().manual_seed(settings.seed)
+        for iteration in range(self.plan.iterations):
+            chosen = torch.randperm(len(training), generator=order)[: self.plan.descent_noises]
+            descent.step(training[chosen])
+            self._stage(f"iteration {iteration + 1} of {self.plan.iterations}")
+        theta = few.expanded(descent.theta) if self.parameters is few else descent.theta
+        return self._judged(start.name, theta, validating)
+
+    def _judged(self, name: str, theta: Tensor, validating: TeacherSamples) -> Start:
+        solver = self.competitors.parameters.all.discretization(theta)
+        return Start(name, theta, self.prepared.objective.error(solver, validating))
+
+    def _tested(self, solver: Discretization, report: Report) -> Learned:
+        """What was learned, or the best standard schedule if that wins on the test noises."""
+        prepared, progress = self.prepared, self.prepared.progress
+        before = progress.calls
+        test = prepared.test[: self.plan.noises]
+        sigmas = {name: s.sigmas for name, s in self.competitors.baselines.items()}
+        problem = replace(prepared.problem, baselines=sigmas, own=None, standard=None, always=())
+        report = measured_report(prepared.objective, problem, solver, test, report, progress)
+        standard = report.best_baseline()
+        if report.chosen != "learned":
+            solver = self.competitors.baselines[report.chosen]
+        elif solver.extras and standard:
+            # for the plain sampler nothing is learned again
+            baseline = report.baselines[standard]
+            first, *_, last = report.sigmas
+            if len(baseline.sigmas) == len(report.sigmas) and first > baseline.sigmas[1]:
+                sigmas = [first, *baseline.sigmas[1:-1], last]
+                report = replace(report, steps_sigmas=sigmas, steps_error=baseline.test_error)
+        return Learned(solver, replace(report, report_calls=progress.calls - before))
+
+    def _stage(self, stage: str) -> None:
+        self.prepared.progress.stage(f"learning {self.parameters.steps} steps: {stage}")
+
+    def _entry(self, start: Start, before: int) -> ValidationEntry:
+        calls = self.prepared.progress.calls - before
+        return ValidationEntry(start.name, calls, finite(start.error))
+
+
+def _interpolated(like: SolverParameters, family: _Family, steps: int) -> Learned:
+    """The solver between two learned ones, which is not tested."""
+    parameters = _in_steps(like, steps)
+    solver = parameters.discretization(transferred(family.parameters, parameters))
+    alone = _in_steps(family.plain[0].parameters, steps)
+    plain = alone.discretization(transferred(family.plain, alone)).sigmas
+    report = Report(
+        chosen=INTERPOLATED,
+        extras=[extra.value for extra in solver.extras],
+        sigmas=solver.sigmas.tolist(),
+        eval_sigmas=solver.table.eval_sigmas.tolist() if like.decoupled else [],
+        steps_sigmas=plain.tolist() if solver.extras else [],
+    )
+    return Learned(solver, report)
+
+
+def _in_steps(like: SolverParameters, steps: int) -> SolverParameters:
+    """The same parameters in another number of steps."""
+    found = SolverParameters.of_steps(like.sampler, like.levels, like.sigma_max, steps)
+    return replace(found, decoupled=like.decoupled, order=like.order)
