@@ -20,7 +20,7 @@ class LD3KSampler(io.ComfyNode):
             category=CATEGORY,
             description="KSampler with the sampler, number of steps and noise levels of a learned "
             "schedule.",
-            search_aliases=["sample", "few steps", "LD3"],
+            search_aliases=["sample", "few steps", "turbo", "LD3"],
             inputs=[
                 io.Model.Input(
                     "model",

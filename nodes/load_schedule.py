@@ -22,7 +22,7 @@ class LD3LoadSchedule(io.ComfyNode):
             display_name="LD3 Load Schedule",
             category=CATEGORY,
             description="Loads a schedule from models/ld3: your own, or one shared by others.",
-            search_aliases=["load sigmas", "LD3"],
+            search_aliases=["load sigmas", "custom sigmas", "scheduler", "LD3"],
             inputs=[
                 io.Combo.Input(
                     "name",

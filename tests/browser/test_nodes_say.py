@@ -178,3 +178,15 @@ def test_cancelling_a_training_says_that_nothing_was_saved(
 
 def _matching(text: str, part: str) -> str:
     return text if part in text else ""
+
+
+@pytest.mark.parametrize(
+    "words", ["align your steps", "custom sigmas", "optimal steps", "scheduler", "turbo"]
+)
+def test_what_people_search_for_finds_a_node(words: str, server: ComfyServer) -> None:
+    aliases = [
+        alias
+        for node in ("LD3TrainSchedule", "LD3LoadSchedule", "LD3KSampler")
+        for alias in server.object_info(node)["search_aliases"]
+    ]
+    assert any(words in alias for alias in aliases)
