@@ -203,6 +203,18 @@ def encode_prompt(text: str) -> tuple[list[list[Any]], list[str]]:
     return [[table[ids].unsqueeze(0), {"pooled_output": None}]], unknown
 
 
+class DemoClip:
+    """The words of the demo models as core's nodes use a CLIP."""
+
+    def tokenize(self, text: str, **options: Any) -> str:
+        """The text: `encode_from_tokens_scheduled` looks its words up."""
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options: Any) -> list[list[Any]]:
+        """CONDITIONING of a text; words that are not known are left out."""
+        return encode_prompt(tokens)[0]
+
+
 def _add_lora(weights: dict[str, torch.Tensor], path: Path) -> None:
     # Added here, not as ComfyUI's patches: a model of its own, with its own fingerprint.
     with _open(path) as file:

@@ -10,6 +10,7 @@ from .ksampler import LD3KSampler
 from .load_schedule import LD3LoadSchedule
 from .messages import schedule_summary
 from .plot_schedule import LD3PlotSchedule
+from .prompt_list import LD3PromptList
 from .train_schedule import LD3TrainSchedule
 from .train_schedule_advanced import LD3TrainScheduleAdvanced
 from .training_options import LD3TrainingOptions
@@ -32,6 +33,7 @@ class LD3Extension(ComfyExtension):
             LD3CompareSchedules,
             LD3PlotSchedule,
             LD3DistillSolver,
+            LD3PromptList,
             LD3DemoModel,
             LD3DemoPrompt,
         ]

@@ -58,6 +58,9 @@ class LD3DemoModel(io.ComfyNode):
                 io.Latent.Output(
                     tooltip="Empty latent of the demo model's size: 3 channels of 32x32.",
                 ),
+                io.Clip.Output(
+                    tooltip="Words of emoji names, for LD3 Prompt List and CLIP Text Encode.",
+                ),
             ],
         )
 
@@ -67,6 +70,7 @@ class LD3DemoModel(io.ComfyNode):
             demo_model.load_demo_model(model),
             demo_model.load_demo_vae(),
             demo_model.empty_latent(batch_size),
+            demo_model.DemoClip(),
         )
 
 

@@ -277,4 +277,34 @@ GRAPHS: dict[str, dict[str, Any]] = {
              "**teacher_guider** and use 20 or more steps of the distilled model as sigmas."),
         ],
     },
+    "LD3 train on several prompts": {
+        "nodes": {
+            "1": node("LD3DemoModel", (20, 60), (300, 118), batch_size=4, model="flow"),
+            "2": node("LD3PromptList", (20, 240), (300, 220), "Prompts to learn from",
+                      clip=["1", 3], text="grinning face\nred apple\ncat face\nhamburger\n"
+                      "red heart\nyellow flower\nblue car\nmoon"),
+            "3": node("LD3DemoPrompt", (20, 520), (300, 70), "Prompt to sample", text="pizza"),
+            "4": node("LD3DemoPrompt", (20, 650), (300, 70), "Negative prompt", text=""),
+            "5": node("LD3TrainSchedule", (400, 60), (380, 530), model=["1", 0],
+                      positive=["2", 0], negative=["4", 0], latent_image=["1", 2], steps=4, cfg=1,
+                      name="several", batch_size=16),
+            "6": node("LD3KSampler", (860, 60), (300, 214), "Learned: 4 steps", model=["1", 0],
+                      positive=["3", 0], negative=["4", 0], latent_image=["1", 2],
+                      schedule=["5", 2], seed=1, cfg=1, denoise=1),
+            "7": node("VAEDecode", (1220, 60), (180, 46), samples=["6", 0], vae=["1", 1]),
+            "8": node("PreviewImage", (1460, 60), (300, 280), images=["7", 0]),
+            "9": node("PreviewImage", (860, 400), (900, 420), "Report", images=["5", 3]),
+        },
+        "groups": [
+            ("1. Model and prompts", (0, 0, 340, 1060)),
+            ("2. Learn, once", (380, 0, 420, 1060)),
+            ("3. Sample another prompt", (840, 0, 940, 1060)),
+        ],
+        "notes": [
+            ((20, 780), (300, 260), "## Train on several prompts\n\nWrite prompts of the kind you "
+             "use into *LD3 Prompt List*, one per line. The schedule is learned from three in "
+             "four of them, and tested with the others: the report's error is that on new "
+             "prompts.\n\nFor your own model, connect its CLIP."),
+        ],
+    },
 }  # fmt: skip

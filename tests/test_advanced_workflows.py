@@ -32,14 +32,15 @@ def test_the_workflow_for_sampler_custom_advanced_trains_and_samples(server: Com
     prompt["9"]["inputs"] |= TINY
     prompt["6"]["inputs"]["steps"], prompt["7"]["inputs"]["steps"] = 8, TINY["steps"]
     outputs = server.run(prompt)
-    assert outputs["9"]["text"][0].startswith("advanced.safetensors: 3 steps of euler, learned")
+    assert "advanced.safetensors: learned in" in outputs["9"]["text"][0]
     teacher, simple, learned = (pictures(server, outputs, key) for key in ("17", "18", "19"))
     assert teacher.shape == (4, 32, 32, 3) and teacher.std() > 10
     assert np.abs(learned - teacher).mean() < np.abs(simple - teacher).mean()
     saved = schedule_file.load(server.base / "models" / "ld3" / "advanced.safetensors")
     assert saved.info.settings["guider"] == "Guider_Basic" and saved.info.teacher["steps"] == 8
     # the next run uses the file
-    assert ", loaded" in server.run(prompt | {"9": renamed(prompt["9"])})["9"]["text"][0]
+    again = server.run(prompt | {"9": renamed(prompt["9"])})["9"]["text"][0]
+    assert "advanced.safetensors: saved before with the same settings" in again
 
 
 def test_the_workflow_for_a_distilled_model_learns_from_its_teacher(server: ComfyServer) -> None:
@@ -47,7 +48,7 @@ def test_the_workflow_for_a_distilled_model_learns_from_its_teacher(server: Comf
     prompt["10"]["inputs"] |= TINY
     prompt["6"]["inputs"]["steps"] = 8
     outputs = server.run(prompt)
-    assert outputs["10"]["text"][0].startswith("distilled.safetensors: 3 steps of euler, learned")
+    assert "distilled.safetensors: learned in" in outputs["10"]["text"][0]
     assert "ill-posed" not in outputs["10"]["text"][0]
     teacher, page, learned = (pictures(server, outputs, key) for key in ("18", "19", "20"))
     for found in (page, learned):
@@ -56,6 +57,16 @@ def test_the_workflow_for_a_distilled_model_learns_from_its_teacher(server: Comf
     assert saved.info.teacher["guider"] == "CFGGuider" and saved.info.cfg == 1
     measured = saved.info.report["baselines"]["compare_with"]
     assert measured["sigmas"] == [1.0, 0.75, 0.5, 0.25, 0.0] and measured["heldout_error"] > 0
+
+
+def test_the_workflow_for_several_prompts_tests_with_new_ones(server: ComfyServer) -> None:
+    prompt = twin("LD3 train on several prompts")
+    prompt["5"]["inputs"] |= TINY | {"teacher_steps": 8, "training_noises": 6}
+    outputs = server.run(prompt)
+    assert "several.safetensors: learned" in outputs["5"]["text"][0]
+    assert pictures(server, outputs, "8").std() > 10
+    saved = schedule_file.load(server.base / "models" / "ld3" / "several.safetensors")
+    assert saved.info.settings["prompts"] == 8 and saved.info.settings["new_prompts"] == 2
 
 
 def renamed(node: dict[str, Any]) -> dict[str, Any]:

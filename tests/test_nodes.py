@@ -77,8 +77,9 @@ CONTRACT = {
     },
     "LD3DemoModel": {
         "inputs": "batch_size:INT model:COMBO",
-        "outputs": "None:MODEL None:VAE None:LATENT",
+        "outputs": "None:MODEL None:VAE None:LATENT None:CLIP",
     },
+    "LD3PromptList": {"inputs": "clip:CLIP text:STRING", "outputs": "None:CONDITIONING"},
     "LD3DemoPrompt": {"inputs": "text:STRING", "outputs": "None:CONDITIONING"},
 }
 
@@ -477,10 +478,15 @@ def test_distilling_settings_are_checked_before_any_work_and_named(
         assert part in str(caught.value)
 
 
-def test_a_batch_of_prompts_is_refused(train: Any, conds: dict[str, Any]) -> None:
+def test_batches_of_prompts_of_different_sizes_are_refused(
+    train: Any, conds: dict[str, Any]
+) -> None:
     tensor, options = conds["positive"][0]
-    with pytest.raises(ValueError, match="positive.* batch of 2 prompts"):
-        train(positive=[[tensor.repeat(2, 1, 1), options]], name="two")
+    two, three = ([tensor.repeat(n, 1, 1), options] for n in (2, 3))
+    with pytest.raises(ValueError, match="positive.* different sizes .2, 3 prompts.*Prompt List"):
+        train(positive=[two, three], name="mixed")
+    with pytest.raises(ValueError, match="numbers of prompts differ: 2 of positive, 3 of negative"):
+        train(positive=[two], negative=[three], name="mixed")
 
 
 @pytest.mark.slow

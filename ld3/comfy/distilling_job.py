@@ -160,6 +160,7 @@ def distill_solver(
     def distilled(guided: GuidedRun) -> tuple[dode.Distilled, int]:
         noises, latents = job.noises(request.seed, 2 * request.training_noises)
         latents = guided.latents(latents)
+        job.pair(guided, noises)
         if keeps_state(guided, noises, latents):
             raise refuse_state("D-ODE")
         model, student = guided.model, source.discretization(guided.model_wrap)

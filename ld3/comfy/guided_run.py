@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import comfy.model_management
@@ -18,6 +19,7 @@ from ..model import Model
 from ..streams import Streams
 from .cfg_pp import with_guidance
 from .core_samplers import coordinate
+from .prompts import PromptedCalls
 
 T = TypeVar("T")
 ONE_SAMPLE = "batch size 1"  # in the error of such models (ComfyUI 0.30.0, ldm/minimax/model.py)
@@ -33,6 +35,7 @@ class GuidedRun:
 
     def __init__(self, model_wrap: Any, extra_args: dict[str, Any], batch_size: int) -> None:
         self.model_wrap, self.extra_args = model_wrap, extra_args
+        self.prompts = PromptedCalls(model_wrap)
         self.model = self._model(batch_size)
         self.streams: Streams | None = None
 
@@ -64,15 +67,17 @@ class GuidedRun:
         wrapped: Any = comfy.samplers.KSamplerX0Inpaint(model_wrap, None)
         seed, mask = self.extra_args.get("seed"), self.extra_args.get("denoise_mask")
 
+        arguments = {"denoise_mask": mask, "model_options": options, "seed": seed}
+        prompts = self.prompts
+
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            arguments = {"denoise_mask": mask, "model_options": options, "seed": seed}
-            return _one_by_one(wrapped, x, sigma, arguments)
+            return prompts(wrapped, partial(_one_by_one, wrapped, arguments), x, sigma)
 
         def denoise_guided(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            arguments = {"denoise_mask": mask, "model_options": options, "seed": seed}
-            return with_guidance(wrapped, x, sigma, arguments)
+            call = partial(with_guidance, wrapped, extra_args=arguments)
+            return prompts(wrapped, call, x, sigma)
 
         def scale_noise(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:
             level = torch.tensor([sigma], dtype=torch.float32, device=noise.device)
@@ -82,6 +87,7 @@ class GuidedRun:
         def begin_batch(noise: Tensor, latent: Tensor) -> None:
             # what a mask leaves is the latent with this noise
             wrapped.noise, wrapped.latent_image = noise, latent
+            prompts.begin(noise)
 
         def begin_rollout(sigmas: Tensor) -> None:
             # nodes read the current schedule from here, keyframed hooks count calls
@@ -106,7 +112,7 @@ class GuidedRun:
         )
 
 
-def _one_by_one(wrapped: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> Tensor:
+def _one_by_one(wrapped: Any, arguments: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
     """A call; one sample at a time where the model takes no batches (MiniMax H3)."""
     if len(x) == 1 or not getattr(wrapped, "one_by_one", False):
         try:

@@ -6,7 +6,6 @@ from typing import Any
 
 import comfy.samplers
 import torch
-from torch import Tensor
 
 from . import core_samplers
 
@@ -77,20 +76,3 @@ def unused_prompts(guider: Any) -> tuple[str, ...]:
     predict = getattr(type(guider), "predict_noise", None)
     plain = predict is comfy.samplers.CFGGuider.predict_noise
     return ("negative",) if plain and guidance_scale(guider) == 1 else ()
-
-
-def check_prompts(guider: Any) -> None:
-    """Refuse several prompts or images in one batch: ComfyUI pairs them with positions in a batch.
-
-    A noise's position changes during training, and with it the prompt it would be sampled with.
-    ValueError if a conditioning contains a batch; names its input.
-    """
-    for name, prompts in prompts_of(guider).items():
-        for prompt in prompts:
-            batched = [prompt.get("cross_attn"), prompt.get("concat_latent_image")]
-            batched += prompt.get("reference_latents") or []
-            size = max((t.shape[0] for t in batched if isinstance(t, Tensor)), default=1)
-            if size > 1:
-                raise ValueError(
-                    f"{name} contains a batch of {size} prompts or images; use a single one"
-                )

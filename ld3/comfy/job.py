@@ -15,7 +15,7 @@ from torch import Tensor
 from ..version import __version__
 from . import core_samplers, fingerprint
 from .guided_run import GuidedRun, run
-from .guiders import cfg_guider, check_prompts, guidance_scale, kind_of
+from .guiders import cfg_guider, guidance_scale, kind_of
 from .latents import (
     check_image_condition,
     latent_mask,
@@ -25,6 +25,7 @@ from .latents import (
     training_noises,
 )
 from .mismatch import model_facts
+from .prompts import assigned, new_prompts, separated
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class Job:
     """
 
     def __init__(self, guider: Any, latent: dict[str, Any]) -> None:
-        self.guider, self.model = guider, guider.model_patcher
-        check_prompts(guider)
+        self.guider, self.prompts = separated(guider)
+        self.model = guider.model_patcher
         self.samples, self.shapes = packed(latent_samples(self.model, latent))
         self.mask = latent_mask(latent)
         self.batch_index = latent.get("batch_index")
@@ -64,7 +65,7 @@ class Job:
             self.samples = self.samples[:1]  # the number of empty latents does not matter
         check_image_condition(self.model, self.samples)
         self.fingerprint = fingerprint.model_fingerprint(self.model)
-        self._guidance = fingerprint.guidance_hash(guider)
+        self._guidance = fingerprint.guidance_hash(self.guider)
 
     def key(self, settings: dict[str, Any], *contents: Any) -> str:
         """Hash of settings with model and guidance: equal for identical work."""
@@ -77,6 +78,15 @@ class Job:
         """Noises and latents (count, *latent), see `training_noises`."""
         return training_noises(self.samples, seed, count, self.batch_index, self.shapes)
 
+    def pair(self, guided: GuidedRun, noises: Tensor, tests_from: int | None = None) -> None:
+        """Let noises 0, 1, .. be sampled with the prompts in turn; from `tests_from` with new ones.
+
+        Args:
+            noises: (n, *latent), as `noises` returns them.
+        """
+        if self.prompts > 1:
+            guided.prompts.know(noises, assigned(len(noises), self.prompts, tests_from))
+
     def run(self, task: Callable[[GuidedRun], T], sigmas: Tensor, batch_size: int, seed: int) -> T:
         """`task`'s value with model and guidance, see `guided_run.run`."""
         latents = self.samples[:1].repeat(batch_size, *[1] * (self.samples.ndim - 1))
@@ -84,8 +94,9 @@ class Job:
 
     def described(self) -> dict[str, Any]:
         """What a file says of guider, model and latents, besides the provenance."""
+        prompts = {"prompts": self.prompts, "new_prompts": new_prompts(self.prompts)}
         streams = {"streams": [list(shape) for shape in self.shapes]} if self.shapes else {}
-        return {"guider": kind_of(self.guider)} | model_facts(self.model) | streams
+        return {"guider": kind_of(self.guider)} | model_facts(self.model) | streams | prompts
 
     def provenance(self) -> dict[str, Any]:
         """What every `ScheduleInfo` says of the model, the versions and the time."""

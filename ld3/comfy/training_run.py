@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..journal import Journal
 from ..streams import Streams
-from ..teacher import KnownTargets, TeacherSamples, sample_teacher
-from ..teacher_store import TargetStore, TeacherStore
+from ..teacher import KnownTargets, Targets, TeacherSamples, sample_teacher
+from ..teacher_store import TeacherStore
 from ..tracing import TracedSampler
 from ..training import teacher_choice
 from ..training.planning import planned_calls, within_budget
@@ -33,6 +33,7 @@ from .image_distance import feature_map, load_together
 from .job import Job
 from .model_state import keeps_state, refuse_state
 from .progress import LiveProgress
+from .prompts import PromptedTargets
 from .requests import TrainingOptions
 from .training_setup import TrainingSetup
 
@@ -123,10 +124,10 @@ class TrainingRun:
         self._balance(guided, teacher)
         problem = self._problem(guided, teacher)
         settings = self._settings(guided, problem)
-        noises, planned = self._noises(guided, settings.noises), planned_calls(problem, settings)
+        noises, planned = self._all_noises(guided, settings), planned_calls(problem, settings)
         progress = ProgressReporter(guided.model, planned, LiveProgress())
         before_batch = partial(progress.stage, "teacher")
-        store = self._store(self.teachers.first)
+        store = self._store(guided, self.teachers.first)
         samples = sample_teacher(guided.model, problem.teacher, *noises, store, before_batch)
         return Taught(settings, samples, progress.calls, guided.streams)
 
@@ -148,8 +149,8 @@ class TrainingRun:
                 guided.balance(taught.streams)
             problem = self._problem(guided, teacher)
             settings = taught.settings if taught else self._settings(guided, problem)
-            noises, progress = self._noises(guided, settings.noises), LiveProgress()
-            test = self._test(teacher, noises, settings.training_noises, request.batch_size)
+            noises, progress = self._all_noises(guided, settings), LiveProgress()
+            test = self._test(guided, teacher, noises, settings.training_noises)
             calls, check = taught.calls if taught else 0, None
             if test:
                 planned = test.calls + planned_calls(problem, settings)
@@ -163,7 +164,7 @@ class TrainingRun:
                 teacher=teacher.discretization(self.teachers.sigmas[scheduler]),
                 image_features=self._image_features(guided, noises[1][:1], stack),
             )
-            store = KnownTargets(taught.samples) if taught else self._store(scheduler)
+            store = KnownTargets(taught.samples) if taught else self._store(guided, scheduler)
             # those of another teacher are planned already
             show = _after(calls, 0 if taught else calls, progress)
             best = Outcome(Learned(problem.teacher, Report()), scheduler, check, settings)
@@ -181,8 +182,14 @@ class TrainingRun:
         if self.settings.dode:
             raise refuse_state(f"learn {self.request.learn!r}")
 
-    def _noises(self, guided: GuidedRun, count: int) -> tuple[Tensor, Tensor]:
+    def _all_noises(self, guided: GuidedRun, settings: TrainingSettings) -> tuple[Tensor, Tensor]:
+        return self._noises(guided, settings.noises, settings.noises - settings.test_noises)
+
+    def _noises(
+        self, guided: GuidedRun, count: int, tests_from: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         noises, latents = self.job.noises(self.request.seed, count)
+        self.job.pair(guided, noises, tests_from)
         if self.request.gradient:
             # copies: tensors made under inference mode have no gradient
             noises, latents = noises.clone(), latents.clone()
@@ -198,7 +205,9 @@ class TrainingRun:
         sizes = tuple(math.prod(shape) for shape in self.job.shapes)
         solver = teacher.discretization(self.teachers.sigmas[self.teachers.first])
         noises = self._noises(guided, self.request.batch_size)
-        samples = sample_teacher(guided.model, solver, *noises, self._store(self.teachers.first))
+        samples = sample_teacher(
+            guided.model, solver, *noises, self._store(guided, self.teachers.first)
+        )
         guided.balance(Streams.of(sizes, samples.target))
 
     def _settings(self, guided: GuidedRun, problem: TrainingProblem) -> TrainingSettings:
@@ -212,7 +221,7 @@ class TrainingRun:
         noises = self._noises(guided, settings.training_noises)
         sampler = problem.teacher_sampler
         assert sampler is not None
-        test = self._test(sampler, noises, settings.training_noises, request.batch_size)
+        test = self._test(guided, sampler, noises, settings.training_noises)
         if test:
             settings = within_budget(problem, self.settings, budget - test.wasted)
         settings = request.with_numbers(settings)
@@ -228,10 +237,10 @@ class TrainingRun:
 
     def _test(
         self,
+        guided: GuidedRun,
         teacher: TracedSampler,
         noises: tuple[Tensor, Tensor],
         training_noises: int,
-        batch_size: int,
     ) -> _Test | None:
         """The test of the teacher, on training noises; None if there is none."""
         if self.teachers.reference is None or self.request.quality == "fast":
@@ -240,19 +249,21 @@ class TrainingRun:
         if reference.table.outputs == 2:
             return None  # a CFG++ sampler guides more strongly in the reference's many steps
         candidates = {
-            name: Candidate(teacher.discretization(sigmas), self._store(name))
+            name: Candidate(teacher.discretization(sigmas), self._store(guided, name))
             for name, sigmas in self.teachers.sigmas.items()
         }
-        count = teacher_choice.checked_noises(training_noises, batch_size)
+        count = teacher_choice.checked_noises(training_noises, self.request.batch_size)
         training = noises[0][:training_noises], noises[1][:training_noises]
         rounds = teacher_choice.rounds_of(*training, count)
         return _Test(candidates, reference, rounds)
 
-    def _store(self, scheduler: str) -> TargetStore:
+    def _store(self, guided: GuidedRun, scheduler: str) -> Targets:
         """Where a teacher's samples are kept."""
         facts = self.setup.teacher_facts | {"teacher_scheduler": scheduler}
         key = (self.teacher_job or self.job).key(facts, *self.setup.contents)
-        return self.teacher_store.samples(key)
+        if self.job.prompts == 1:
+            return self.teacher_store.samples(key)
+        return PromptedTargets(self.teacher_store, key, guided.prompts)
 
     def _image_features(self, guided: GuidedRun, latent: Tensor, stack: ExitStack) -> Any:
         """What the distance compares, with VAE and model loaded side by side."""

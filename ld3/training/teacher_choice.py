@@ -25,8 +25,7 @@ from ..metrics import rmse
 from ..model import Model
 from ..parameters import Coordinate
 from ..table import Discretization
-from ..teacher import UndefinedSamples, sample_teacher
-from ..teacher_store import TargetStore
+from ..teacher import Targets, UndefinedSamples, sample_teacher
 from .report import finite
 
 Noises = tuple[Tensor, Tensor]
@@ -43,7 +42,7 @@ class Candidate:
     """A teacher to test, and where its samples are kept for the training."""
 
     solver: Discretization
-    store: TargetStore | None = None
+    store: Targets | None = None
 
 
 @dataclass(frozen=True)
