@@ -1,8 +1,9 @@
-"""Development commands: `nox -s tests`, `browser`, `demo`, `bench -- NAME`, `lint`.
+"""Development commands: `nox -s tests`, `browser`, `demo`, `bench -- NAME`, `support`, `lint`.
 
 They share one environment (torch alone is several GB) and one ComfyUI. After `--`, `--comfyui DIR`
 uses your own ComfyUI folder and `--comfyui-version V` another pinned version; everything else is
-passed to pytest, `scripts/demo.py` or `python -m benchmarks`.
+passed to pytest, `scripts/demo.py` or `python -m benchmarks`. `nox -s compat` has an environment of
+its own, for the packages of other ComfyUI versions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ sys.path.insert(0, str(ROOT))
 from scripts import comfyui_source  # noqa: E402
 
 nox.options.sessions = ["tests"]
+COMPATIBLE = ["0.24.1", "0.27.0", "0.30.0"]
+COMPATIBILITY_TESTS = [
+    "test_nodes.py::test_inputs_and_outputs_of_nodes_are_those_that_saved_workflows_have",
+    "test_tracing.py",
+    "test_cfg_pp.py",
+    "test_server.py::test_demo_workflow_shows_the_four_ways_side_by_side",
+]
 
 # The newest torch does not fit the newest torchaudio, hence a matched set.
 TORCH = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0"]
@@ -75,6 +83,23 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def support(session: nox.Session) -> None:
+    """Train for a tiny model of every family; write docs/support.md and its JSON."""
+    comfyui, environment, arguments = comfyui_session(session)
+    script = str(ROOT / "scripts" / "support.py")
+    session.run(environment.python, script, "--comfyui", str(comfyui), *arguments, external=True)
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("version", COMPATIBLE)
+def compat(session: nox.Session, version: str) -> None:
+    """Run the node contract, trace parity and the demo workflow on supported ComfyUI versions."""
+    comfyui, environment, arguments = comfyui_session(session, "comfyui-compat", version)
+    tests = [f"tests/{name}" for name in COMPATIBILITY_TESTS]
+    run(session, environment, "pytest", *tests, *arguments, LD3_COMFYUI=str(comfyui))
+
+
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check style, formatting, types and what the Comfy registry requires of a pack."""
     comfyui, environment, _ = comfyui_session(session)
@@ -97,15 +122,22 @@ def run(session: nox.Session, environment: Environment, module: str, *args: str,
     session.run(environment.python, "-m", module, *args, env=env, external=True)
 
 
-def comfyui_session(session: nox.Session) -> tuple[Path, Environment, list[str]]:
-    """Return the ComfyUI to use, the ready environment, and the arguments that are left."""
+def comfyui_session(
+    session: nox.Session, name: str = "comfyui", version: str = comfyui_source.DEFAULT_VERSION
+) -> tuple[Path, Environment, list[str]]:
+    """Return the ComfyUI to use, the ready environment, and the arguments that are left.
+
+    Args:
+        name: of the environment.
+        version: of ComfyUI, if the arguments name no other.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--comfyui")
-    parser.add_argument("--comfyui-version", default=comfyui_source.DEFAULT_VERSION)
+    parser.add_argument("--comfyui-version", default=version)
     parser.error = session.error  # type: ignore[method-assign]
     options, arguments = parser.parse_known_args(session.posargs)
 
-    environment = Environment(session, "comfyui")
+    environment = Environment(session, name)
     try:
         if options.comfyui:
             comfyui = comfyui_source.require_checkout(options.comfyui)

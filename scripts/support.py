@@ -1,0 +1,253 @@
+"""Train for a model of every family, and write docs/support.md and docs/results/support.json.
+
+    python scripts/support.py --comfyui DIR [--only TEXT]
+
+The models are ComfyUI's own classes, tiny and with random weights (tests/models.py). That shows
+whether training and sampling work, not how good they are. `--only` runs the rows that contain TEXT
+and keeps the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts import comfyui_import  # noqa: E402
+
+RESULTS, PAGE = ROOT / "docs" / "results" / "support.json", ROOT / "docs" / "support.md"
+SAMPLER, SEED, CFG = "dpmpp_2m", 3, 2.0
+SETTINGS = {
+    "sampler_name": SAMPLER, "steps": 3, "cfg": CFG, "denoise": 1.0, "seed": 0,
+    "teacher_sampler": SAMPLER, "teacher_scheduler": "auto", "teacher_steps": 8,
+    "distance": "pseudo-huber", "iterations": 3, "training_noises": 4, "heldout_noises": 4,
+    "batch_size": 2, "quality": "fast", "learn": "time steps + full solver",
+}  # fmt: skip
+PATCHED = "SD 1.5 with "
+ROUNDING = 1e-3  # relative; some of the random networks enlarge the rounding of float32
+COLUMNS = ("family", "prediction", "gauss_newton", "gradient", "sigmas", "sampler", "ratio",
+           "reason")  # fmt: skip
+INTRODUCTION = """# What is supported
+
+Made by `nox -s support`: each row is a model of ComfyUI {version}'s own classes, tiny and with
+random weights, for which a schedule of 3 steps is learned (full solver, cfg 2) and then sampled by
+core's nodes. It shows what works, not how well: for results on trained models see
+[benchmarks.md](benchmarks.md).
+
+- *gauss-newton*: a training ends with a schedule. *gradient*: the network's gradients pass the
+  check before a training with that optimizer.
+- *SIGMAS*, *SAMPLER*: core's sampling with these outputs is what was learned, to rounding.
+- *ratio*: error on test noises relative to the best standard schedule's; 1 where that is better
+  and is returned.
+
+"""
+SAMPLERS = """
+## Samplers of other packs
+
+A deterministic sampler of any pack is read when a node runs. Tried with RES4LYF 1.1.0 (commit
+022c873) on the demo models, 4 steps, cfg 3, on the CPU: of its 19 samplers, the eight `_ode` ones
+(`res_2m_ode`, `res_3m_ode`, `res_2s_ode`, `res_3s_ode`, `res_5s_ode`, `res_6s_ode`, `deis_2m_ode`,
+`deis_3m_ode`) and `rk` are read, and their tables sample as they do to 4e-6. Reading one takes 0.05
+to 0.5 s a schedule, and a training reads about 500: a minute for `res_2s_ode`, several for
+`res_6s_ode`. The eight without `_ode` and `rk_beta` are stochastic at their defaults (the message
+names the twin), and `legacy_rk` asks for an NVIDIA GPU whatever runs it.
+"""
+
+
+def main() -> None:
+    """Make the rows, then both files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--comfyui", required=True, type=Path, help="ComfyUI's source folder")
+    parser.add_argument("--only", default="", help="only rows whose family contains this")
+    options = parser.parse_args()
+    known = json.loads(RESULTS.read_text("utf-8"))["rows"] if RESULTS.is_file() else []
+    rows = {row["family"]: row for row in known} if options.only else {}
+    with tempfile.TemporaryDirectory() as folder:
+        comfyui_import.prepare(options.comfyui.resolve(), "--base-directory", folder)
+        logging.disable(logging.WARNING)
+        import comfyui_version
+        import torch
+
+        from ld3.comfy import folders
+
+        torch.set_num_threads(1)
+        folders.register()
+        with torch.inference_mode():  # as ComfyUI runs its nodes
+            for name, *inputs in cases(options.only):
+                rows[name] = row(name, *inputs)
+                print(" | ".join(str(rows[name][column]) for column in COLUMNS), flush=True)
+                found = {"comfyui": comfyui_version.__version__, "rows": list(rows.values())}
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                PAGE.write_text(page(found), encoding="utf-8")
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/support.md for the contents of docs/results/support.json."""
+    lines = [INTRODUCTION.format(version=found["comfyui"])]
+    titles = ("model", "prediction", "gauss-newton", "gradient", "SIGMAS", "SAMPLER", "ratio")
+    lines.append(f"| {' | '.join(titles)} | if not, why |\n|{'---|' * len(COLUMNS)}\n")
+    words = {True: "yes", False: "no", None: ""}
+    for row in found["rows"]:
+        cells = [
+            value if isinstance(value, str) else f"{value:.2f}" if column == "ratio" and value
+            else words[value]
+            for column, value in ((column, row[column]) for column in COLUMNS)
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines) + SAMPLERS
+
+
+def _models() -> Any:
+    """tests/models.py; ComfyUI has a package `tests` of its own."""
+    spec = importlib.util.spec_from_file_location("support_models", ROOT / "tests" / "models.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["support_models"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def names() -> list[str]:
+    """Of all rows."""
+    return list(_sources(_models()))
+
+
+def _sources(models: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The family of each row, and how its weights are stored."""
+    sources = {name: (family, {}) for name, family in models.FAMILIES.items()}
+    sources |= {f"weights: {n}": (models.FLUX_FAMILY, w) for n, w in models.WEIGHTS.items()}
+    return sources | {PATCHED + name: (models.SD15, {}) for name in models.VARIANTS}
+
+
+def cases(only: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, MODEL, two conditionings and LATENT of every row that contains `only`, one by one."""
+    models = _models()
+    for name, (family, weights) in _sources(models).items():
+        if only in name:
+            model = models.family_model(family, **weights)
+            patch = models.VARIANTS.get(name.removeprefix(PATCHED))
+            model = patch(model) if patch else model
+            yield name, model, models.conditionings(family), models.latent(family)
+
+
+def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -> dict[str, Any]:
+    """Train and sample with one model; each false has its reason."""
+    from ld3.comfy import core_samplers
+    from ld3.comfy.job import GraphInputs
+    from ld3.comfy.requests import TrainingRequest
+    from ld3.comfy.training_job import train_schedule
+
+    inputs, reasons = GraphInputs(model, *conds, latent), []
+    found = dict.fromkeys(COLUMNS)
+    found |= {"family": name, "gauss_newton": False, "gradient": False}
+    found |= {"sigmas": False, "sampler": False}
+    sampling = model.get_model_object("model_sampling")
+    found["prediction"] = core_samplers.prediction_type(sampling)
+    try:
+        result = train_schedule(inputs, TrainingRequest(**SETTINGS), "support")
+        found["gauss_newton"] = True
+        report = result.report
+        best = report.best_baseline()
+        error = report.baselines[best].test_error if best else None
+        found["ratio"] = report.test_error / error if report.test_error and error else None
+        if report.chosen != "learned":
+            found["ratio"] = 1.0  # the standard schedule is returned
+        difference = differences(inputs, result.schedule)
+        for column, value in zip(("sigmas", "sampler"), difference, strict=True):
+            found[column] = value <= ROUNDING
+            if value > ROUNDING:
+                reasons.append(f"{column}: differs by {value:.1e}")
+    except ValueError as error:
+        reasons.append(str(error))
+    try:
+        check_gradients(inputs)
+        found["gradient"] = True
+    except ValueError as error:
+        reasons.append(f"gradient: {error}" if found["gauss_newton"] else "")
+    found["reason"] = "; ".join(filter(None, reasons))
+    gc.collect()
+    return found
+
+
+def check_gradients(inputs: Any) -> None:
+    """Raise ValueError, as a training would, if the model has no usable gradient."""
+    import torch
+
+    from ld3.comfy.gradient.differentiable_model import differentiable_run
+    from ld3.comfy.gradient.gradient_check import check_gradient
+    from ld3.comfy.guided_run import run
+    from ld3.comfy.guiders import cfg_guider
+    from ld3.comfy.latents import noise_for
+    from ld3.comfy.model_state import keeps_state, refuse_state
+
+    latent = inputs.latent_image["samples"]
+    noise = noise_for(latent, SEED)
+
+    def task(guided: Any) -> None:
+        with differentiable_run(guided) as differentiable:
+            tensors = noise.clone(), guided.latents(latent).clone()
+            if keeps_state(differentiable, *tensors):
+                raise refuse_state("optimizer")
+            check_gradient(differentiable, *tensors)
+
+    guider = cfg_guider(inputs.model, inputs.positive, inputs.negative, CFG)
+    run(guider, latent, torch.tensor([1.0, 0.0]), task, SEED)
+
+
+def differences(inputs: Any, schedule: Any) -> tuple[float, float]:
+    """How far core's sampling with SIGMAS and with SAMPLER is from what was learned, relative."""
+    import comfy.sample
+    import torch
+
+    from ld3.comfy import core_samplers
+    from ld3.comfy.guided_run import run
+    from ld3.comfy.guiders import cfg_guider
+    from ld3.comfy.latents import noise_for
+    from ld3.comfy.sampling import schedule_sampler
+    from ld3.table import Discretization
+
+    plain, latent = schedule.plain_sigmas, inputs.latent_image["samples"]
+    noise, negative = noise_for(latent, SEED), inputs.negative
+
+    def task(guided: Any) -> list[Any]:
+        core = core_samplers.sampler_object(SAMPLER)
+        traced = core_samplers.widget_sampler("sampler", core, plain, guided.model_wrap)
+        learned = Discretization(schedule.sigmas, schedule.table)
+        solvers = [traced.discretization(plain), learned]
+        samples = [
+            guided.model.sample(solver, noise, guided.latents(latent))[0] for solver in solvers
+        ]
+        inner, end = guided.model_wrap.inner_model, torch.zeros(())
+        return [
+            inner.process_latent_out(guided.sampling.inverse_noise_scaling(end, sample))
+            for sample in samples
+        ]
+
+    guider = cfg_guider(inputs.model, inputs.positive, negative, CFG)
+    expected = run(guider, latent, plain, task, SEED)
+    samplers = [
+        (core_samplers.sampler_object(SAMPLER), plain),
+        (schedule_sampler(schedule), schedule.sigmas),
+    ]
+    found = []
+    for (sampler, sigmas), wanted in zip(samplers, expected, strict=True):
+        core = comfy.sample.sample_custom(
+            inputs.model, noise, CFG, sampler, sigmas.clone(), inputs.positive, negative, latent,
+            disable_pbar=True, seed=SEED,
+        )  # fmt: skip
+        found.append(float((core - wanted).abs().max() / core.abs().max()))
+    return found[0], found[1]
+
+
+if __name__ == "__main__":
+    main()
