@@ -48,7 +48,7 @@ def main(picture: Path = Path("output/learn_mixture.png")) -> None:
     )
     settings = TrainingSettings(steps=4, validation_noises=64, decoupled=True, order=1)
     noise = torch.randn(settings.noises, 2, generator=torch.Generator().manual_seed(0))
-    solver, report = train(task, settings, noise, torch.zeros_like(noise))
+    solver, report, _ = train(task, settings, noise, torch.zeros_like(noise))
     print("noise levels:", ", ".join(f"{sigma:.3f}" for sigma in solver.sigmas.tolist()))
     print(f"error of karras {report.baselines['karras'].test_error:.4f}")
     print(f"error of the learned solver {report.test_error:.4f}")

@@ -271,10 +271,13 @@ def test_pixel_space_vae_maps_latents_to_images() -> None:
 
 
 def test_demo_nodes_return_what_core_nodes_accept(pack_nodes: dict[str, type]) -> None:
-    model, vae, latent = pack_nodes["LD3DemoModel"].execute(batch_size=3).args
+    model, vae, latent, clip = pack_nodes["LD3DemoModel"].execute(batch_size=3).args
     assert isinstance(model, comfy.model_patcher.ModelPatcher)
     assert vae.downscale_ratio == 1
     assert latent["samples"].shape == (3, 3, 32, 32)
+    ours = pack_nodes["LD3DemoPrompt"].execute(text="red apple")[0][0]
+    theirs = clip.encode_from_tokens_scheduled(clip.tokenize("red apple"))[0]
+    assert torch.equal(theirs[0], ours[0])
 
 
 def test_demo_prompt_node_warns_of_unknown_words(

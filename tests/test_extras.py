@@ -426,7 +426,7 @@ def test_a_lower_denoise_samples_without_extras_and_warns(
     schedule = train()[2]
     with caplog.at_level(logging.WARNING):
         result = sample(schedule, denoise=0.6)
-    assert "its decoupled times are not used" in caplog.text
+    assert "its steps are used without its decoupled times" in caplog.text
     plain = replace(schedule, info=replace(schedule.info, extras=[]))
     plain = replace(plain, table=replace(plain.table, eval_sigmas=plain.table.state_sigmas))
     assert torch.equal(result, sample(plain, denoise=0.6))

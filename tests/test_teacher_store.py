@@ -154,7 +154,7 @@ def test_a_disk_that_fails_costs_only_the_storing(
     def failing(*arguments: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(os, "replace", failing)
     store = stored(tmp_path)
     assert "could not be stored" in caplog.text and not list(tmp_path.iterdir())
     assert store.get(*batch(), STATES) is None

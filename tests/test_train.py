@@ -70,7 +70,7 @@ def test_the_learned_schedule_beats_every_standard_one_on_unseen_noises(
     given = problem(name)
     settings = SMOOTH if name == "digits" else SETTINGS
     task, (noise, latent) = training_task(given, settings, sampler), noises(given, settings)
-    solver, report = train(task, settings, noise, latent)
+    solver, report, _ = train(task, settings, noise, latent)
     sigmas = solver.sigmas
     assert report.chosen == "learned" and report.sigmas == sigmas.tolist()
     assert len(report.baselines) >= 6
@@ -91,7 +91,7 @@ def test_the_learned_schedule_beats_every_standard_one_on_unseen_noises(
 def test_the_result_competes_with_the_schedule_that_won_the_ranking_on_the_test_noises() -> None:
     given = problem("gmm16")
     task, (noise, latent) = training_task(given, SMOOTH), noises(given, SMOOTH)
-    solver, report = train(task, SMOOTH, noise, latent)
+    solver, report, _ = train(task, SMOOTH, noise, latent)
     start = SMOOTH.training_noises
     validating = noise[start : start + SMOOTH.validation_noises]
     unseen = noise[-SMOOTH.test_noises :]
@@ -206,7 +206,7 @@ def test_of_the_calls_planned_for_dode_only_those_of_rejected_lambdas_are_not_ma
     """Planned are the validations of half the lambdas and of the student with lambdas."""
     given, events = problem(name), []
     settings = replace(SMOOTH, training_noises=16, dode=True, **extras)
-    solver, _ = learn(given, settings, sampler, events.append)
+    solver = learn(given, settings, sampler, events.append).solver
     calls = solver.table.model_calls
     rejected = (0, calls, calls + calls - 1)  # validations; the second begins as the teacher does
     unused = events[0].planned_calls - given.model.calls
@@ -255,7 +255,7 @@ def test_a_standard_schedule_that_wins_is_returned_and_named() -> None:
     teacher = replace(task.teacher, table=task.sampler.table(baselines["beta"]))
     task = replace(task, teacher=teacher)
     noise, latent = noises(given, SMALL)
-    solver, report = train(task, SMALL, noise, latent)
+    solver, report, _ = train(task, SMALL, noise, latent)
     assert report.chosen == "beta" and torch.equal(solver.sigmas, baselines["beta"])
     assert report.baselines["beta"].test_error == pytest.approx(0, abs=1e-4)
     learned = task.sampler.discretization(torch.tensor(report.sigmas))
@@ -269,7 +269,7 @@ def test_a_standard_schedule_with_more_calls_is_ranked_but_cannot_win() -> None:
         "karras": standard_schedules(given.sampling, 3)["karras"],
         "longer": standard_schedules(given.sampling, 16)["karras"],
     }
-    solver, report = learn(given, SMALL, baselines=baselines)
+    solver, report, _ = learn(given, SMALL, baselines=baselines)
     assert [b.comparable for b in report.baselines.values()] == [True, False]
     assert report.baselines["longer"].ranking_error < report.baselines["karras"].ranking_error
     assert report.baselines["longer"].test_error is None
@@ -279,7 +279,7 @@ def test_a_standard_schedule_with_more_calls_is_ranked_but_cannot_win() -> None:
 
 
 def test_a_schedule_can_be_learned_without_any_standard_one() -> None:
-    solver, report = learn(problem("gmm16"), SMALL, baselines={})
+    solver, report, _ = learn(problem("gmm16"), SMALL, baselines={})
     check_sigmas(solver.sigmas)
     assert report.chosen == "learned" and report.best_baseline() is None
     assert report.gain == [] and report.test_error is not None
@@ -355,7 +355,7 @@ def test_noise_levels_at_which_a_model_fails_are_avoided() -> None:
         return exact(x, sigma) * (torch.nan if abs(float(sigma[0]) / level - 1) < 0.01 else 1.0)
 
     given.model.denoise = gap
-    solver, report = train(task, SMALL, *noises(given, SMALL))
+    solver, report, _ = train(task, SMALL, *noises(given, SMALL))
     assert report.test_error < 10
     assert all(abs(s / level - 1) >= 0.01 for s in solver.sigmas.tolist())
     # undefined errors are unknown numbers, also in files

@@ -53,7 +53,7 @@ def _trace(schedule: Schedule, guider: Any) -> SolverTable | None:
         return None
     try:
         core = core_samplers.sampler_object(name)
-        return core_samplers.traced_sampler(core, sampling, guider).table(schedule.plain_sigmas)
+        return core_samplers.traced_sampler(core, sampling, guider).table(schedule.sigmas)
     except SamplerFailed as error:  # one of another pack may need more than a stand-in model
         logger.info("LD3: the sampler %s could not be read: %s", name, error)
         return None

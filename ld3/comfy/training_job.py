@@ -187,7 +187,11 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
 
     training = replace(training, journal=journal, keep=keep)
     first_sigmas = setup.teachers.sigmas[setup.teachers.first]
-    schedule = _schedule(training, _outcome(training, first_sigmas), key)
+    try:
+        schedule = _schedule(training, _outcome(training, first_sigmas), key)
+    except ValueError:
+        journal.remove()  # the same settings would fail again
+        raise
     saved = folders.save_schedule(schedule, name)
     if not saved.problems:
         journal.remove()
