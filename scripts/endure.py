@@ -30,20 +30,27 @@ from scripts import comfyui_import, comfyui_source, fuzz  # noqa: E402
 from scripts.reliability import write_row  # noqa: E402
 
 SEED = 0
+KILLED_AFTER = (0.1, 1.2)  # times what an uninterrupted training takes
 
 
 class Interrupted(BaseException):
     """As ComfyUI's: raised in the middle of a model call."""
 
 
-def killed(work: Callable[[], None], seconds: float) -> bool:
-    """Run work in a process of its own and kill it then; whether it had not ended before."""
+def forked(work: Callable[[], None]) -> int:
+    """Run work in a process of its own; returns its id. Here torch's threads must not be used."""
     child = os.fork()
     if child == 0:
         try:
             work()
         finally:
             os._exit(0)
+    return child
+
+
+def killed(work: Callable[[], None], seconds: float) -> bool:
+    """Run work in a process of its own and kill it then; whether it had not ended before."""
+    child = forked(work)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -54,6 +61,7 @@ def kill_while_saving(folder: Path, count: int) -> int:
     from ld3.schedule_file import ScheduleFileError, decoded, load, save
 
     schedule, source, lost = decoded(fuzz.valid_schedule(), "kept"), random.Random(SEED), 0
+    written, count_before = 0, count
 
     def work() -> None:
         while True:
@@ -69,9 +77,12 @@ def kill_while_saving(folder: Path, count: int) -> int:
             except ScheduleFileError:
                 lost += 1
             path.unlink()
+            written += 1
         for path in folder.glob(".ld3-*.tmp"):
             os.utime(path, (0, 0))  # long ago
     save(schedule, folder, "kept")
+    if written < count_before:
+        raise RuntimeError(f"only {written} files were written: nothing was killed while saving")
     return lost + len(list(folder.glob(".ld3-*.tmp")))
 
 
@@ -133,43 +144,52 @@ class Training:
         model.journal.remove()
         return [solver.sigmas.tolist(), solver.table.weights.tolist(), report.as_json()]
 
-    def forget(self) -> None:
-        """Remove all files."""
-        for path in self.folder.rglob("*"):
-            if path.is_file():
-                path.unlink()
-
 
 def kill_while_training(folder: Path, count: int) -> tuple[int, int]:
-    """Trainings that did not come to the same bits, and how many were finished."""
-    training, source, lost, finished = Training(folder), random.Random(SEED), 0, 0
-    whole, learned = json.dumps(training.run()), folder / "learned"
-    training.forget()
+    """Trainings that did not come to the same bits, and how many were finished.
+
+    This process must not have computed with torch before: its children could wait for threads that
+    only it has.
+    """
+    source, lost, finished, learned = random.Random(SEED), 0, 0, folder / "learned"
 
     def work() -> None:
-        learned.write_text(json.dumps(training.run(seconds=0.002)))
+        bits = json.dumps(Training(folder).run(seconds=0.002))
+        learned.write_text(bits)
 
+    started = time.monotonic()
+    os.waitpid(forked(work), 0)
+    seconds = time.monotonic() - started
+    whole = learned.read_text()
+    forget(folder)
     while count:
-        count -= killed(work, source.uniform(0.05, 0.5))
+        count -= killed(work, seconds * source.uniform(*KILLED_AFTER))
         if not count:
-            work()
+            os.waitpid(forked(work), 0)
         if learned.exists():
             lost += learned.read_text() != whole
             finished += 1
-            training.forget()
+            forget(folder)
     return lost, finished
+
+
+def forget(folder: Path) -> None:
+    """Remove all files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
 
 
 def interrupt_training(folder: Path, count: int) -> tuple[int, int]:
     """The same for interrupts at random model calls, with which a training goes on each time."""
     training, source, lost, finished = Training(folder), random.Random(SEED), 0, 0
     whole = training.run()
-    training.forget()
+    forget(folder)
     while count:
         try:
             lost += training.run(last_call=source.randrange(30, 120)) != whole
             finished += 1
-            training.forget()
+            forget(folder)
         except Interrupted:
             count -= 1
     return lost, finished
@@ -211,6 +231,7 @@ def main() -> None:
     parser.add_argument("--comfyui", help="ComfyUI's folder; by default a fetched one")
     parser.add_argument("--count", type=int, default=200, help="of each case")
     parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--only", choices=("files", "interrupts", "kills"))
     options = parser.parse_args()
     comfyui = options.comfyui
     comfyui_import.prepare(
@@ -228,14 +249,17 @@ def main() -> None:
 
     count = options.count
     with tempfile.TemporaryDirectory() as folder:
-        report("disk", count, full_disk(_made(folder, "disk"), count))
-        report("kill: saving", count, kill_while_saving(_made(folder, "saving"), count))
-        lost, finished = interrupt_training(_made(folder, "interrupted"), count)
-        report("interrupt", count, lost)
-        report("resume: after interrupts", finished, lost)
-        lost, finished = kill_while_training(_made(folder, "killed"), count)
-        report("kill: training", count, lost)
-        report("resume: after kills", finished, lost)
+        if options.only in (None, "kills"):
+            lost, finished = kill_while_training(_made(folder, "killed"), count)
+            report("kill: training", count, lost)
+            report("resume: after kills", finished, lost)
+        if options.only in (None, "files"):
+            report("disk", count, full_disk(_made(folder, "disk"), count))
+            report("kill: saving", count, kill_while_saving(_made(folder, "saving"), count))
+        if options.only in (None, "interrupts"):
+            lost, finished = interrupt_training(_made(folder, "interrupted"), count)
+            report("interrupt", count, lost)
+            report("resume: after interrupts", finished, lost)
 
 
 def _made(folder: str, name: str) -> Path:
