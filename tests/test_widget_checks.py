@@ -81,7 +81,7 @@ def test_load_schedule_offers_and_explains_the_first_step_where_there_is_none(
     pack_nodes: dict[str, type], ld3_folder: Any
 ) -> None:
     load = pack_nodes["LD3LoadSchedule"]
-    (name,) = load.GET_SCHEMA().inputs
+    name, _ = load.GET_SCHEMA().inputs
     assert name.options == [folders.NO_SCHEDULE]
     for given in (folders.NO_SCHEDULE, "theirs.safetensors"):
         message = load.validate_inputs(name=given)
