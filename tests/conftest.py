@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 # Before torch is loaded, and for the servers: on a busy machine, threads that wait actively make
 # small networks several times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# More threads do not make the small test models faster, and `nox -s tests` uses every core already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from scripts import comfyui_import, comfyui_source  # noqa: E402
 from scripts.comfyui_server import ComfyServer  # noqa: E402
@@ -53,16 +56,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[COMFYUI] = comfyui
     comfyui_import.prepare(comfyui)
 
-    import torch
-
-    # More threads do not make the small test models faster.
-    torch.set_num_threads(min(4, os.cpu_count() or 1))
-
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out tests/browser unless it is named, as `nox -s browser` does: it takes minutes."""
     named = any("browser" in argument for argument in config.invocation_params.args)
     return True if collection_path == BROWSER_TESTS and not named else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first, so that no process is alone with one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import noxfile
+
 ROOT = Path(__file__).resolve().parents[1]
+BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder"]
 
 NOXFILE = """
 import sys
@@ -86,6 +89,21 @@ def test_failed_installation_is_one_line_and_is_resumed(project: Path) -> None:
         assert "Traceback" not in printed
     status, printed = nox(project, "-f", "small.py", "-s", "small", "--", "small-package==2.0")
     assert status == 0 and "installing into" in printed, printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", "not slow"], ["tests/test_table.py"]])
+def test_all_tests_use_every_core_and_named_files_one(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    named = "tests/test_table.py" in arguments
+    assert noxfile.workers(arguments) == ([] if named else ["-n", "2", *BY_FILE])
+
+
+def test_the_tests_of_other_versions_exist() -> None:
+    for name in noxfile.COMPATIBILITY_TESTS:
+        file, _, function = name.partition("::")
+        assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("session", ["tests", "demo", "bench", "lint"])
