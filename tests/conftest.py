@@ -160,6 +160,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def small_search(pack_nodes: dict[str, type], pack: ModuleType) -> Iterator[None]:
+    """Nodes try 72 instead of 488 schedules on the teacher's trajectories.
+
+    For tests of all but what is learned: that is a third of a training with the smallest settings.
+    """
+    candidates = sys.modules[f"{pack.__name__}.ld3.training.candidates"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "POPULATION", 24)
+        patch.setattr(candidates, "ROUNDS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def flow_model() -> Callable[[Any, float], Any]:
     """`flow_model(model, shift)`: a MODEL with flow's noise levels, as core's nodes patch them."""

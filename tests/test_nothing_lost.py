@@ -17,7 +17,7 @@ from ld3 import schedule_file
 from ld3.schedule import Schedule
 from ld3.shown_text import shown
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_search")
 
 TINY = {
     "sampler_name": "euler", "steps": 3, "cfg": 1.0, "name": "tiny", "seed": 0,
