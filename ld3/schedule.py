@@ -38,6 +38,7 @@ class ScheduleInfo:
         settings_hash: identical trainings have identical hashes.
         report: `ld3.training.report.Report.as_json()`, or what `ld3.comfy.distilling_job` writes.
         pack_version, comfyui_version, created: provenance, created in UTC (ISO 8601).
+        note: what its owner wrote about it.
     """
 
     sampler: str
@@ -62,6 +63,7 @@ class ScheduleInfo:
     pack_version: str = ""
     comfyui_version: str = ""
     created: str = ""
+    note: str = ""
     format_version: int = FORMAT_VERSION
 
 

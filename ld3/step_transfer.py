@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .few_parameters import FewParameters
+from .parameters import Coordinate
 from .solver_parameters import SolverParameters
 
 
@@ -47,6 +48,38 @@ def transferred(known: list[LearnedParameters], target: SolverParameters) -> Ten
     free = target.free_levels
     theta[:free] = target.levels.separated(theta[:free])
     return target.stepped(theta, torch.zeros_like(theta))
+
+
+def stretched_sigmas(
+    sigmas: Tensor, steps: int, coordinate: Coordinate, sigma_min: float
+) -> Tensor:
+    """A complete schedule (N+1,) in another number of steps: (steps+1,) float32 with its ends.
+
+    Where lines beyond the outer levels leave the model's range, levels are even in u up to its end.
+
+    Args:
+        sigma_min: the smallest noise level the model knows.
+
+    Raises:
+        ValueError: float32 cannot tell so many levels apart.
+    """
+    if steps == len(sigmas) - 1:
+        return sigmas.clone()
+    inner = sigmas[1:1]
+    if steps > 1:
+        known = coordinate.from_sigma(sigmas[1:-1] if len(sigmas) > 2 else sigmas[:1])
+        u = _stretched_levels(known, steps - 1)
+        low, high = coordinate.from_sigma(torch.tensor([sigma_min, float(sigmas[0])]))
+        above, below = int((u > known[0]).sum()), int((u < known[-1]).sum())
+        if float(u[0]) >= float(high):
+            u[:above] = torch.linspace(high, known[0], above + 2, dtype=u.dtype)[1:-1]
+        if float(u[-1]) < float(low) < float(known[-1]):
+            u[len(u) - below :] = torch.linspace(known[-1], low, below + 1, dtype=u.dtype)[1:]
+        inner = coordinate.to_sigma(u).float()
+    found = torch.cat([sigmas[:1], inner, sigmas[-1:]])
+    if not bool((found.diff() < 0).all()):
+        raise ValueError(f"{steps} steps are too many for a schedule of {len(sigmas) - 1}")
+    return found
 
 
 def _steps(one: LearnedParameters) -> int:

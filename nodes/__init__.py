@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from ..ld3.comfy import folders, routes
+from ..ld3.comfy import folders, routes, scheduler_list
 from .compare_schedules import LD3CompareSchedules
 from .demo import LD3DemoModel, LD3DemoPrompt
 from .distill_solver import LD3DistillSolver
@@ -21,6 +21,7 @@ class LD3Extension(ComfyExtension):
 
     async def on_load(self) -> None:
         folders.register()
+        scheduler_list.register()
         routes.register(schedule_summary)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -98,7 +98,7 @@ def schedule_summary(info: ScheduleInfo) -> str:
     if info.method not in ("d-ode", INTERPOLATED):
         report = Report.from_json(info.report)
         found = verdict(info.steps, info.sampler, info.teacher.get("steps", 0), report)
-    return _sentences(what, found)
+    return _sentences(what, found, f"Note: {info.note}" if info.note else "")
 
 
 def model_words(info: ScheduleInfo) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,18 @@ def test_a_line_that_cannot_be_saved_is_no_success(
     with pytest.raises(OSError, match="No space"):
         library.take_line(as_line(SCHEDULE), "pasted")
     assert not list(ld3_folder.glob("pasted*"))
+
+
+def test_a_note_is_written_into_the_file_and_shared_with_it(saved: str, ld3_folder: Path) -> None:
+    path = ld3_folder / saved
+    os.utime(path, (1e9, 1e9))
+    library.write_note(saved, "  for portraits, not above 1 MP \n")
+    found = library.contents(saved)
+    assert found["note"] == "for portraits, not above 1 MP"
+    assert from_line(found["line"], "x").info == replace(SCHEDULE.info, note=found["note"])
+    assert torch.equal(schedule_file.load(path).table.weights, SCHEDULE.table.weights)
+    assert path.stat().st_mtime == 1e9  # the newest of identical schedules is used again
+    with pytest.raises(ValueError, match="300 are the most"):
+        library.write_note(saved, "x" * 301)
+    library.write_note(saved, "")
+    assert library.contents(saved)["note"] == ""

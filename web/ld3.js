@@ -5,8 +5,29 @@ import { api } from "../../scripts/api.js";
 const TEXT = "$$node-text-preview"; // the frontend's widget for send_progress_text
 const LINE = 15, LETTER = 6.2, BORDER = 44; // pixels of that text
 
+const COLOURS = { LD3_SCHEDULE: "#d1495b", LD3_TRAINING_OPTIONS: "#8f9bb3" };
+
 const isOurs = (node) => node?.comfyClass?.startsWith("LD3") ?? false;
 const nodeOf = (id) => app.graph?.getNodeById(Number(String(id).split(":").pop()));
+
+// Slots and links of our types; the classic renderer forgets them when the theme changes.
+function colourSlots() {
+    for (const [type, colour] of Object.entries(COLOURS)) {
+        app.canvas.default_connection_color_byType[type] = colour;
+        app.canvas.constructor.link_type_colors[type] = colour;
+    }
+    app.canvas.setDirty(true, true);
+}
+
+function addSlotColours() {
+    const style = document.createElement("style"); // for Nodes 2.0
+    const rules = Object.entries(COLOURS).map(([type, c]) => `--color-datatype-${type}: ${c};`);
+    style.textContent = `:root { ${rules.join(" ")} }`;
+    document.head.append(style);
+    colourSlots();
+    app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () =>
+        setTimeout(colourSlots, 500)); // after the frontend has applied it
+}
 
 // Frontend 1.47 to 1.58 keep a node's live picture after its result has come, or beside it.
 function dropLivePicture(id) {
@@ -67,6 +88,7 @@ function hasAdvanced(node) {
 }
 
 const NO_SCHEDULE = "no schedule yet"; // how the text in an empty list begins
+const noSchedule = (name) => String(name).startsWith(NO_SCHEDULE);
 const nameOf = (node) => node.widgets?.find((w) => w.name === "name");
 const toast = (severity, detail) =>
     app.extensionManager.toast.add({ severity, summary: "LD3", detail, life: 6000 });
@@ -96,8 +118,16 @@ function addContents(node) {
     node.ld3Update = async () => {
         const file = encodeURIComponent(name.value ?? "");
         image.hidden = true;
+        if (!(name.options.values ?? []).includes(name.value) || noSchedule(name.value)) {
+            words.textContent = noSchedule(name.value) ? name.value
+                : `There is no schedule ${name.value} in models/ld3. Choose another one.`;
+            return;
+        }
         try {
-            words.textContent = (await ask(`schedule?name=${file}`)).summary;
+            const found = await ask(`schedule?name=${file}`);
+            node.ld3Listed = found.listed;
+            words.textContent = found.summary;
+            if (found.listed) words.textContent += "\nShown in the list of schedulers.";
             image.src = api.apiURL(`/ld3/picture?name=${file}&t=${Date.now()}`);
             image.hidden = false;
         } catch (error) {
@@ -124,7 +154,7 @@ async function refreshLists(file, changed = {}) {
     for (const node of app.graph.nodes.filter((n) => n.comfyClass === "LD3LoadSchedule")) {
         const name = nameOf(node), files = name.options.values ?? [];
         if (name.value === changed.from) choose(node, changed.to);
-        else if (String(name.value).startsWith(NO_SCHEDULE) && files.length)
+        else if (noSchedule(name.value) && files.length)
             choose(node, file ?? files[0]);
     }
 }
@@ -145,6 +175,13 @@ async function copy(text, what) {
 function scheduleMenu(node) {
     const file = nameOf(node)?.value, { dialog } = app.extensionManager;
     const shared = () => ask(`schedule?name=${encodeURIComponent(file)}`);
+    const list = async (listed) => {
+        await ask("list", { name: file, listed });
+        await app.reloadNodeDefs?.();
+        const name = `LD3: ${file.replace(/\.safetensors$/, "")}`;
+        toast("success", `${name} is ${listed ? "in the" : "not in the"} list of schedulers`);
+        node.ld3Update();
+    };
     const items = {
         "Copy sigmas for ManualSigmas": async () => copy((await shared()).sigmas, "sigmas"),
         "Copy schedule as one line": async () => copy((await shared()).line, "schedule"),
@@ -157,6 +194,17 @@ function scheduleMenu(node) {
             await refreshLists();
             choose(node, saved);
         },
+        "Write a note": async () => {
+            const { note } = await shared();
+            const message = "A note, kept in the file and shared with it";
+            const wanted = { title: "LD3", message, defaultValue: note };
+            const text = await dialog.prompt(wanted);
+            if (text === null || text === undefined || text === note) return;
+            await ask("note", { name: file, note: text });
+            node.ld3Update();
+        },
+        "Show in scheduler list": async () => list(true),
+        "Hide from scheduler list": async () => list(false),
         "Rename schedule": async () => {
             const old = file.replace(/\.safetensors$/, "").split(/[\\/]/).pop();
             const message = "New name";
@@ -173,6 +221,7 @@ function scheduleMenu(node) {
             node.ld3Update();
         },
     };
+    delete items[node.ld3Listed ? "Show in scheduler list" : "Hide from scheduler list"];
     return Object.entries(items).map(([content, action]) => (
         { content, callback: () => tried(action) }));
 }
@@ -181,6 +230,7 @@ app.registerExtension({
     name: "LD3",
     nodeCreated(node) {
         if (!isOurs(node)) return;
+        if (!(app.canvas.default_connection_color_byType.LD3_SCHEDULE)) colourSlots();
         hideExpertWidgets(node);
         if (node.comfyClass === "LD3LoadSchedule") addContents(node);
         node.setSize([Math.max(node.size[0], 300), node.computeSize()[1]]);
@@ -189,7 +239,7 @@ app.registerExtension({
         if (isOurs(node)) hideExpertWidgets(node);
         if (node.comfyClass !== "LD3LoadSchedule") return;
         const name = nameOf(node), [first] = name.options.values ?? [];
-        if (first && String(name.value).startsWith(NO_SCHEDULE)) choose(node, first);
+        if (first && noSchedule(name.value)) choose(node, first);
         else node.ld3Update();
     },
     getNodeMenuItems(node) {
@@ -200,6 +250,7 @@ app.registerExtension({
         return [{ content, callback: () => toggleAdvanced(node) }];
     },
     setup() {
+        addSlotColours();
         let running = null;
         api.addEventListener("executing", ({ detail }) => { running = detail ?? running; });
         api.addEventListener("executed", ({ detail }) => {

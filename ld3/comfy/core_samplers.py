@@ -17,6 +17,8 @@ from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
 from ..tracing import SamplerFailed, TracedSampler, UnsupportedSampler
 
 logger = logging.getLogger(__name__)
+LISTED_PREFIX = "LD3: "
+"""Of learned schedules in ComfyUI's list of schedulers, see `scheduler_list`."""
 STOCHASTIC_MARKS = ("_ancestral", "_sde_heun", "_sde", "_gpu")
 PLAIN_ALTERNATIVE = {
     "dpmpp_2s": "dpmpp_2m",
@@ -67,8 +69,8 @@ def _refusals(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def scheduler_names() -> list[str]:
-    """All schedulers of this ComfyUI."""
-    return list(comfy.samplers.SCHEDULER_NAMES)
+    """All schedulers of this ComfyUI but learned ones, which are no standard to compare with."""
+    return [n for n in comfy.samplers.SCHEDULER_NAMES if not n.startswith(LISTED_PREFIX)]
 
 
 def is_installed(sampler: str) -> bool:

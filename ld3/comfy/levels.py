@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..parameters import check_sigmas
+from .core_samplers import scheduler_names
 
 logger = logging.getLogger(__name__)
 SAME_START = 1e-3  # relative: schedulers round their first level differently
@@ -46,7 +47,7 @@ class Span:
     def schedules(self, steps: int) -> dict[str, Tensor]:
         """By scheduler of this ComfyUI; those that fail are left out."""
         found = {}
-        for name in comfy.samplers.SCHEDULER_NAMES:
+        for name in scheduler_names():
             try:
                 found[name] = self.sigmas(name, steps)
             except Exception as error:  # not every scheduler can make every number of steps

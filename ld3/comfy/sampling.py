@@ -90,7 +90,7 @@ def prepared_sampling(
             was learned for, or more denoising than it was learned for.
     """
     info, sampling = schedule.info, model.get_model_object("model_sampling")
-    _check_levels(schedule, sampling)
+    check_levels(schedule, sampling)
     _check_sampler(schedule, model)
     # a copy of the sigmas: uni_pc writes into the last one
     sampler, sigmas = schedule_sampler(schedule), schedule.sigmas.clone()
@@ -102,7 +102,12 @@ def prepared_sampling(
     return PreparedSampling(sampler, sigmas, cfg, warnings)
 
 
-def _check_levels(schedule: Schedule, sampling: Any) -> None:
+def check_levels(schedule: Schedule, sampling: Any) -> None:
+    """Raise ValueError if a model's noise levels are of another kind than a schedule's.
+
+    Args:
+        sampling: the model's `model_sampling`.
+    """
     kind = core_samplers.prediction_type(sampling)
     learned_kind, start = schedule.info.prediction_type, float(schedule.sigmas[0])
     if (kind == "flow") != (learned_kind == "flow"):
