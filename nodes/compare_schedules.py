@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..ld3.comfy.comparing import ComparisonInputs, ComparisonRequest, compare
 from ..ld3.comparison_picture import comparison_picture, comparison_table
-from .types import CATEGORY, MOST_SEED, LD3Schedule, check_widgets, reporting, warn
+from .types import CATEGORY, LEAST_CFG, MOST_SEED, LD3Schedule, check_widgets, reporting, warn
 
 MOST_PROMPTS = MOST_SCHEDULES = 4
 
@@ -56,7 +56,7 @@ class LD3CompareSchedules(io.ComfyNode):
                 io.Float.Input(
                     "cfg",
                     default=1.0,
-                    min=0.0,
+                    min=LEAST_CFG,
                     max=100.0,
                     step=0.1,
                     round=0.01,
@@ -102,8 +102,9 @@ class LD3CompareSchedules(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, compare_with: str) -> bool:
-        request = ComparisonRequest(seed=0, noises=1, cfg=1.0, compare_with=compare_with or "")
+    def validate_inputs(cls, compare_with: str | None = None, cfg: float | None = None) -> bool:
+        cfg = 1.0 if cfg is None else cfg  # connected
+        request = ComparisonRequest(seed=0, noises=1, cfg=cfg, compare_with=compare_with or "")
         check_widgets(cls, request.check)
         return True
 

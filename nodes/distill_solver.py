@@ -10,7 +10,16 @@ from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.requests import DistillRequest
 from ..ld3.comfy.sampling import schedule_sampler
 from .messages import distilling_summary
-from .types import CATEGORY, MOST_SEED, NOTHING_SAVED, LD3Schedule, announce, reporting
+from .types import (
+    CATEGORY,
+    LEAST_CFG,
+    MOST_SEED,
+    NOTHING_SAVED,
+    LD3Schedule,
+    announce,
+    check_cfg_widget,
+    reporting,
+)
 
 
 class LD3DistillSolver(io.ComfyNode):
@@ -45,7 +54,7 @@ class LD3DistillSolver(io.ComfyNode):
                 io.Float.Input(
                     "cfg",
                     default=7.0,
-                    min=0.0,
+                    min=LEAST_CFG,
                     max=100.0,
                     step=0.1,
                     round=0.01,
@@ -127,6 +136,10 @@ class LD3DistillSolver(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, cfg: float | None = None) -> bool:
+        return check_cfg_widget(cls, cfg)
 
     @classmethod
     def fingerprint_inputs(cls, **inputs) -> float | str:

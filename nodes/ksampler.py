@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.sampling import prepared_sampling, sample
-from .types import CATEGORY, MOST_SEED, LD3Schedule, reporting, warn
+from .types import CATEGORY, LEAST_CFG, MOST_SEED, LD3Schedule, check_cfg_widget, reporting, warn
 
 
 class LD3KSampler(io.ComfyNode):
@@ -40,7 +40,7 @@ class LD3KSampler(io.ComfyNode):
                 io.Float.Input(
                     "cfg",
                     default=7.0,
-                    min=0.0,
+                    min=LEAST_CFG,
                     max=100.0,
                     step=0.1,
                     round=0.01,
@@ -67,6 +67,10 @@ class LD3KSampler(io.ComfyNode):
             outputs=[io.Latent.Output(tooltip="Sampled latent, for VAE Decode.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, cfg: float | None = None) -> bool:
+        return check_cfg_widget(cls, cfg)
 
     @classmethod
     def execute(

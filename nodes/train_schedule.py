@@ -21,7 +21,7 @@ from ..ld3.training.budget import QUALITIES
 from .training_inputs import also_steps_input
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
-from .types import CATEGORY, CONTINUED_LATER, MOST_SEED, check_widgets, reporting
+from .types import CATEGORY, CONTINUED_LATER, LEAST_CFG, MOST_SEED, check_widgets, reporting
 
 
 class LD3TrainSchedule(io.ComfyNode):
@@ -88,7 +88,7 @@ class LD3TrainSchedule(io.ComfyNode):
                 io.Float.Input(
                     "cfg",
                     default=7.0,
-                    min=0.0,
+                    min=LEAST_CFG,
                     max=100.0,
                     step=0.1,
                     round=0.01,

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from comfy_api.v0_0_2 import io
 
 from ..ld3.comfy.progress import Interrupted, show_text
+from ..ld3.comfy.requests import check_cfg
 from ..ld3.shown_text import shown
 
 LD3Schedule = io.Custom("LD3_SCHEDULE")
 TrainingOptionsType = io.Custom("LD3_TRAINING_OPTIONS")
 CATEGORY = "LD3"
+LEAST_CFG = -100.0  # of the widget, which would make a smaller one 0 silently; refused below 0
 MOST_SEED = 0xFFFFFFFFFFFFFFFF
 MOST_MESSAGE = 4000  # characters
 
@@ -55,6 +57,13 @@ def check_widgets(node: type[io.ComfyNode], check: Callable[[], object]) -> None
         message = shown(str(error), MOST_MESSAGE)
         show(node, message)
         raise ValueError(message) from error
+
+
+def check_cfg_widget(node: type[io.ComfyNode], cfg: float | None) -> bool:
+    """Check a cfg widget before the graph runs; None, where it is connected, is right."""
+    if cfg is not None:
+        check_widgets(node, lambda: check_cfg(cfg))
+    return True
 
 
 def show(node: type[io.ComfyNode], message: str) -> None:
