@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .shown_text import shown
 
 LEAST_CELL, MOST_CELL = 160, 512  # pixels: smaller pictures are enlarged, larger ones reduced
 MARGIN, HEADER, LINES = 8, 76, (20, 42, 62)
 LARGEST_TEXT, SMALLEST_TEXT, ROW_TEXT = 18, 9, 15
+THUMBNAIL_LINE = 22  # pixels of a thumbnail's name
 INK, PALE, PAPER, LEARNED = "#16181b", "#5a6068", "#ffffff", "#b3243a"
 
 
@@ -73,6 +75,20 @@ def comparison_picture(columns: list[Column], rows: list[str]) -> np.ndarray:
         for i, cell in enumerate(cells[k]):
             picture.paste(cell, (x, HEADER + i * (height + MARGIN)))
     return np.array(picture)
+
+
+def with_thumbnails(picture: np.ndarray, thumbnails: Mapping[str, Image.Image]) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with small pictures by name in a column on its right."""
+    height = (picture.shape[0] - MARGIN) // len(thumbnails) - THUMBNAIL_LINE - MARGIN
+    column = Image.new("RGB", (height + 2 * MARGIN, picture.shape[0]), PAPER)
+    drawing, y = ImageDraw.Draw(column), MARGIN
+    for name, thumbnail in thumbnails.items():
+        middle = column.width // 2, y + THUMBNAIL_LINE // 2
+        drawing.text(middle, shown(name), INK, _font(ROW_TEXT), anchor="mm")
+        small = ImageOps.contain(thumbnail, (height, height), Image.Resampling.NEAREST)
+        column.paste(small, ((column.width - small.width) // 2, y + THUMBNAIL_LINE))
+        y += THUMBNAIL_LINE + height + MARGIN
+    return np.concatenate([picture, np.array(column)], axis=1)
 
 
 def comparison_table(columns: list[Column]) -> str:

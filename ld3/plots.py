@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -41,13 +42,14 @@ def report_picture(report: Report, title: str, details: Sequence[str] = ()) -> n
     figure.suptitle("\n".join(above), fontsize=11, **PLAIN)
     if below:
         figure.supxlabel("\n".join(below), fontsize=8.5, color="#50545a", **PLAIN)
-    left, middle, right = figure.subplots(1, 3)
-    _draw_schedules(left, report)
-    if report.compared:
-        _draw_steps_saved(middle, report)
-    else:
-        _draw_history(middle, report)
-    _draw_errors(right, report)
+    panels = [_draw_schedules]  # and of what is known already
+    if report.compared or report.history:
+        panels.append(_draw_steps_saved if report.compared else _draw_history)
+    bars = _error_bars(report)
+    if bars:
+        panels.append(partial(_draw_errors, bars))
+    for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axes, report)
     return _pixels(figure)
 
 
@@ -104,6 +106,7 @@ def _draw_history(axes, report: Report) -> None:
         axes.axhline(error, color=BEST, ls="--", lw=1, label="best standard schedule")
     axes.set_title("error during learning (validation noises)", fontsize=10)
     axes.set_xlabel("model calls")
+    axes.set_ylabel("error to the teacher")
     axes.set_ylim(bottom=0)
     _legend(axes)
 
@@ -122,14 +125,16 @@ def _draw_steps_saved(axes, report: Report) -> None:
     axes.plot([steps], [learned], color=LEARNED, marker="o", ms=7, label=f"learned, {steps} steps")
     axes.set_title("steps for the same error", fontsize=10)
     axes.set_xlabel("steps")
+    axes.set_ylabel("error to the teacher")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.3)
     axes.set_ylim(bottom=0)
     _legend(axes)
 
 
-def _draw_errors(axes, report: Report) -> None:
-    bars = [  # error, label, colour
+def _error_bars(report: Report) -> list[tuple[float, str, str]]:
+    """Errors that are known, their labels and colours; the largest first, but what was learned."""
+    bars = [
         (b.ranking_error, f"{name} (validation)", OTHERS if b.comparable else MORE_CALLS)
         for name, b in report.baselines.items()
         if b.test_error is None and b.ranking_error is not None
@@ -139,11 +144,16 @@ def _draw_errors(axes, report: Report) -> None:
     bars.sort(key=lambda bar: -bar[0])
     if report.test_error is not None:
         bars.append((report.test_error, "learned", LEARNED))
+    return bars
+
+
+def _draw_errors(bars: list[tuple[float, str, str]], axes, report: Report) -> None:
     axes.barh(range(len(bars)), [bar[0] for bar in bars], color=[bar[2] for bar in bars])
     for i, (value, _, _) in enumerate(bars):
         axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), [shown(bar[1], 60) for bar in bars], fontsize=8, **PLAIN)
-    axes.set_title("error on test noises (RMSE to the teacher)", fontsize=10)
+    axes.set_title("error on test noises", fontsize=10)
+    axes.set_xlabel("error to the teacher (RMSE)")
     axes.margins(x=0.15)
 
 
@@ -160,7 +170,7 @@ def _noise_axis(axes, sigmas: list[float]) -> None:
     axes.set_yscale("symlog", linthresh=smallest, linscale=0.4)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("sigma")
+    axes.set_ylabel("noise level (sigma)")
     axes.grid(alpha=0.25)
 
 

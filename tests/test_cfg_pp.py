@@ -81,7 +81,7 @@ def test_steps_are_learned_sampled_by_core_and_no_worse_than_the_standard(
     learn: Any, monkeypatch: pytest.MonkeyPatch, inputs: GraphInputs
 ) -> None:
     events: list[Progress] = []
-    monkeypatch.setattr(training_run, "LiveProgress", lambda: events.append)
+    monkeypatch.setattr(training_run, "LiveProgress", lambda *_: events.append)
     result = learn(learn="time steps")
     report, schedule = result.report, result.schedule
     best = report.best_baseline()

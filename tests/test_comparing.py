@@ -54,7 +54,7 @@ def test_a_comparison_has_reference_standard_and_learned_columns_with_costs_and_
     found = columns(table)
     assert found["dpmpp_2m + karras"] == "4 steps, the reference"
     assert found["heun + karras"].startswith("4 steps, 7 calls, error ")
-    assert found["compared"].startswith("2 steps, error ")
+    assert found["learned"].startswith("2 steps, error ")
     assert len(found) in (3, 4)  # the best standard may be the learned schedule's own start
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
     assert 0 <= picture.min() and picture.max() <= 1

@@ -135,7 +135,7 @@ def test_a_schedule_is_learned_with_momentum_and_no_call_is_shared(
     ld3_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Progress] = []
-    monkeypatch.setattr(training_run, "LiveProgress", lambda: events.append)
+    monkeypatch.setattr(training_run, "LiveProgress", lambda *_: events.append)
     widgets = {k: v for k, v in TINY.items() if k not in ("name", "retrain")}
     request = TrainingRequest(**widgets | {"cfg": 3.0, "learn": "time steps"})
     latent = {"samples": torch.zeros(1, 3, 8, 8)}

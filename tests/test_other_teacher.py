@@ -176,7 +176,7 @@ def test_the_plan_of_calls_contains_those_of_both_models(
     run = sys.modules[node.__module__.removesuffix("nodes.train_schedule_advanced") +
                       "ld3.comfy.training_run"]  # fmt: skip
     events: list[Any] = []
-    monkeypatch.setattr(run, "LiveProgress", lambda: events.append)
+    monkeypatch.setattr(run, "LiveProgress", lambda *_: events.append)
     report = report_of(train(exact(straight), teacher_guider=exact(gaussian), name="p", seed=9))
     calls = [event.calls for event in events]
     assert calls == sorted(calls) and all(e.calls <= e.planned_calls for e in events)

@@ -142,7 +142,7 @@ def test_demo_workflow_shows_the_ways_side_by_side_in_one_picture(
     (record,) = demo_run["9"]["images"]
     picture = server.fetch_image(record)
     ways = [line.split("  ")[0] for line in demo_run["9"]["table"][0].splitlines()]
-    assert ways[1] == "euler + simple" and ways[-1] == "from_demo" and len(ways) == 4
+    assert ways[1] == "euler + simple" and ways[-1] == "learned" and len(ways) == 4
     assert picture.width > 4 * 160 and picture.height > 3 * 160  # a row for each prompt
     report = server.fetch_image(demo_run["5"]["images"][0])
     assert report.width > 2 * report.height > 400
@@ -408,7 +408,7 @@ def test_demo_script_writes_pictures_schedule_and_report(
     low, high = report["ratio_interval"]
     assert 0 < low <= high
     reference, *others = report["comparison"]
-    assert reference.endswith("the reference") and others[-1].startswith("emoji ")
+    assert reference.endswith("the reference") and others[-1].startswith("learned ")
     assert all("3 steps, error " in line for line in others)
     *_, ratio, verdict = done.stdout.strip().splitlines()
     assert ratio.endswith(f"= {report['ratio']:.2f} (90 % interval {low:.2f} to {high:.2f})")

@@ -250,7 +250,7 @@ def test_progress_counts_the_check_and_never_runs_backwards(
     from ld3.training.report import Progress
 
     events: list[Progress] = []
-    monkeypatch.setattr(training_run, "LiveProgress", lambda: events.append)
+    monkeypatch.setattr(training_run, "LiveProgress", lambda *_: events.append)
     parts = ("model", "positive", "negative", "latent_image")
     widgets = {key: value for key, value in TINY.items() if key not in ("name", "retrain")}
     request = TrainingRequest(**widgets | {"seed": 77})

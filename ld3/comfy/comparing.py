@@ -118,7 +118,8 @@ def compare(
         prepared = prepared_sampling(schedule, model, request.cfg)
         warnings += prepared.warnings
         calls = schedule.info.steps, schedule.info.model_calls
-        ways.append(_Way(schedule.name or "learned", *calls, prepared, learned=True))
+        name = schedule.name if len(inputs.schedules) > 1 and schedule.name else "learned"
+        ways.append(_Way(name, *calls, prepared, learned=True))
     once = {(way.name, way.steps, way.learned): way for way in ways if way is not None}
     for way in once.values():
         columns.append(_column(inputs, way, _samples(inputs, request, way.prepared), target))

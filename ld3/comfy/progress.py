@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
+from ..comparison_picture import with_thumbnails
 from ..plots import report_picture
-from ..training.report import Progress
+from ..training.report import Pair, Progress
 
 logger = logging.getLogger(__name__)
 PICTURE_SECONDS = 2.0  # a picture costs about a quarter of a second
 PICTURE_SIZE = 1024
 TEXT_SECONDS = 0.5
+COST_SECONDS = 2.0  # for which the cost stays on the node
 RATE_SECONDS = 3.0  # before the first calls say how long the others take; they load the model
+Thumbnails = Callable[[Pair], Sequence[Image.Image]]
 Interrupted = comfy.model_management.InterruptProcessingException
 
 
 class LiveProgress:
-    """Shows the events of `ld3.training.train`; also notices an interrupt between model calls."""
+    """Shows the events of `ld3.training.train`; also notices an interrupt between model calls.
 
-    def __init__(self) -> None:
+    Args:
+        thumbnails: draws a pair of samples; None for no thumbnails.
+    """
+
+    def __init__(self, thumbnails: Thumbnails | None = None) -> None:
+        self._thumbnails = thumbnails
         self._bar = comfy.utils.ProgressBar(1)
-        self._drawn = self._written = 0.0
+        self._drawn, self._written = 0.0, time.monotonic() + COST_SECONDS - TEXT_SECONDS
         self._first: tuple[float, int] | None = None  # when the first calls were done, and how many
         context = get_executing_context()
         self._node = context.node_id if context else None
@@ -37,7 +46,7 @@ class LiveProgress:
         self._write(progress)
         picture = None
         if progress.report.baselines and time.monotonic() - self._drawn > PICTURE_SECONDS:
-            picture = _picture(progress)
+            picture = _picture(progress, self._thumbnails)
             self._drawn = time.monotonic()
         self._bar.update_absolute(progress.calls, progress.planned_calls, picture)
 
@@ -70,14 +79,35 @@ def duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-def _picture(progress: Progress) -> tuple[str, Image.Image, int] | None:
+def _picture(
+    progress: Progress, thumbnails: Thumbnails | None
+) -> tuple[str, Image.Image, int] | None:
     """The live picture as ComfyUI sends it; None if it cannot be drawn, no more."""
     try:
         pixels = report_picture(progress.report, progress.stage)
+        if thumbnails is not None and progress.pair is not None:
+            names = "teacher", "the best so far"
+            pixels = with_thumbnails(
+                pixels, dict(zip(names, thumbnails(progress.pair), strict=True))
+            )
     except Exception as error:
         logger.warning("LD3: the live picture could not be drawn: %s", error)
         return None
     return ("JPEG", Image.fromarray(pixels), PICTURE_SIZE)
+
+
+def show_cost(steps: int, calls: int, seconds: float) -> None:
+    """Say on the running node, and in the log, what a training will cost before it starts.
+
+    Args:
+        calls: model calls in all, at most.
+        seconds: they take, as the first calls were timed.
+    """
+    text = f"learning {steps} steps: {calls:,} model calls at most, about {duration(seconds)}"
+    logger.info("LD3: %s", text)
+    context = get_executing_context()
+    if context is not None:
+        show_text(context.node_id, text)
 
 
 def show_text(node_id: str, text: str) -> None:

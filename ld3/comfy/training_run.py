@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,12 +31,11 @@ from .guided_run import GuidedRun, seconds_per_call
 from .image_distance import feature_map, load_together
 from .job import Job
 from .model_state import keeps_state, refuse_state
-from .progress import LiveProgress
+from .progress import LiveProgress, show_cost
 from .prompts import PromptedTargets
 from .requests import TrainingOptions
+from .thumbnails import thumbnails_of
 from .training_setup import TrainingSetup
-
-logger = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -149,7 +147,10 @@ class TrainingRun:
                 guided.balance(taught.streams)
             problem = self._problem(guided, teacher)
             settings = taught.settings if taught else self._settings(guided, problem)
-            noises, progress = self._all_noises(guided, settings), LiveProgress()
+            noises, progress = (
+                self._all_noises(guided, settings),
+                LiveProgress(thumbnails_of(guided)),
+            )
             test = self._test(guided, teacher, noises, settings.training_noises)
             calls, check = taught.calls if taught else 0, None
             if test:
@@ -226,13 +227,7 @@ class TrainingRun:
             settings = within_budget(problem, self.settings, budget - test.wasted)
         settings = request.with_numbers(settings)
         calls = planned_calls(problem, settings) + (test.wasted if test else 0)
-        logger.info(
-            "LD3: learning %d steps of %s: %d model calls at most, about %.1f min",
-            request.steps,
-            self.setup.described["sampler"],
-            calls,
-            calls * seconds / 60,
-        )
+        show_cost(request.steps, calls, calls * seconds)
         return settings
 
     def _test(

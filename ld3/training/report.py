@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ..json_types import built, has_type
 from ..model import Model
 from ..table import Discretization
@@ -15,6 +17,8 @@ from ..table import Discretization
 FILE_NAMES = {  # in files, where they differ
     "test_error": "heldout_error", "ranking_error": "screening_error", "comparable": "counted",
 }  # fmt: skip
+Pair = tuple[Tensor, Tensor]
+"""The teacher's sample and the student's of one noise, each (1, *latent)."""
 PARTS: dict[str, Any] = {"baselines": {}, "history": [], "compared": []}
 
 
@@ -207,6 +211,7 @@ class Progress:
     planned_calls: int
     report: Report  # what is known so far
     best: Discretization | None = None  # the best student so far
+    pair: Pair | None = None  # the teacher's and its sample of one noise
 
 
 class ProgressReporter:
@@ -221,6 +226,7 @@ class ProgressReporter:
         self._model, self._planned, self._on_progress = model, planned_calls, on_progress
         self._before, self._known = model.calls, Report()
         self.best: Discretization | None = None
+        self.pair: Pair | None = None
 
     @property
     def calls(self) -> int:
@@ -230,7 +236,8 @@ class ProgressReporter:
     def stage(self, stage: str) -> None:
         """Send an event."""
         planned = max(self._planned, self.calls)
-        self._on_progress(Progress(stage, self.calls, planned, self._known, self.best))
+        event = Progress(stage, self.calls, planned, self._known, self.best, self.pair)
+        self._on_progress(event)
 
     def know(self, **changes: Any) -> None:
         """From now on events carry these attributes of the report."""

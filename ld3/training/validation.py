@@ -16,6 +16,9 @@ from ..table import Discretization
 from ..teacher import TeacherSamples
 from .report import ProgressReporter, ValidationEntry, finite
 
+OnPair = Callable[[Tensor, Tensor], None]
+"""Receives a teacher's and a student's sample of one noise, each (1, *latent)."""
+
 
 class Measure(NamedTuple):
     """What is measured of samples and their targets, each (n, *latent): (n, ..)."""
@@ -39,14 +42,18 @@ class Objective:
     distance: Distance
     data_std: float | None = None
 
-    def scores(self, student: Discretization, samples: TeacherSamples) -> Tensor:
-        """Score of each sample, see `Distance.score`: (n,) on the CPU."""
+    def scores(
+        self, student: Discretization, samples: TeacherSamples, on_pair: OnPair | None = None
+    ) -> Tensor:
+        """Score of each sample, see `Distance.score`: (n,) on the CPU; on_pair as in `errors`."""
         measure = Measure(f"score {self.distance.identity}", self.distance.score)
-        return errors(self.model, student, samples, measure)
+        return errors(self.model, student, samples, measure, on_pair)
 
-    def error(self, student: Discretization, samples: TeacherSamples) -> float:
+    def error(
+        self, student: Discretization, samples: TeacherSamples, on_pair: OnPair | None = None
+    ) -> float:
         """Mean score; infinite if any sample is not finite."""
-        return mean_score(self.scores(student, samples))
+        return mean_score(self.scores(student, samples, on_pair))
 
 
 def mean_score(scores: Tensor) -> float:
@@ -60,14 +67,22 @@ def errors(
     student: Discretization,
     samples: TeacherSamples,
     measure: Measure = RMSE,
+    on_pair: OnPair | None = None,
 ) -> Tensor:
-    """What is measured of the student's samples of all noises: (n, ..) on the CPU."""
+    """What is measured of the student's samples of all noises: (n, ..) on the CPU.
+
+    Args:
+        on_pair: receives the teacher's and the student's sample of the first noise, where the
+            model is called for it.
+    """
 
     def measured() -> tuple[Tensor]:
-        parts = [
-            measure.of(batch.student(model, student)[0], batch.target).cpu()
-            for batch in samples.batches(model)
-        ]
+        parts = []
+        for batch in samples.batches(model):
+            sample = batch.student(model, student)[0]
+            if on_pair is not None and not parts:
+                on_pair(batch.target[:1].cpu(), sample[:1].cpu())
+            parts.append(measure.of(sample, batch.target).cpu())
         return (torch.cat(parts),)
 
     return model.answer([measure.name, *student.identity, *samples.identity], measured)[0]
@@ -111,9 +126,11 @@ class Validation:
         Args:
             name: of the start of its descent, or of what was added to the best.
         """
-        error = self.objective.error(student, self.samples)
+        pair = list[tuple[Tensor, Tensor]]()
+        error = self.objective.error(student, self.samples, lambda *both: pair.append(both))
         self._record(name, error)
         if error < self.best.error:
+            self.progress.pair = pair[0] if pair else None
             self.accept(ValidatedStudent(student, theta, error))
         return error
 
