@@ -61,9 +61,18 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def browser(session: nox.Session) -> None:
-    """Run the tests in ComfyUI's frontend, in Chromium; pictures go to output/browser/."""
+    """Run the tests in ComfyUI's frontend, in Chromium; pictures go to output/browser/.
+
+    `-- --frontend VERSION` runs them in another version of the frontend than ComfyUI pins.
+    """
     comfyui, environment, arguments = comfyui_session(session)
-    arguments = arguments or ["tests/browser"]
+    if "--frontend" in arguments:
+        i = arguments.index("--frontend")
+        version = arguments[i + 1 : i + 2] or session.error("--frontend needs a version")
+        folder = environment.frontend(*version)
+        arguments[i : i + 2] = ["--front-end-root", str(folder)]
+    if not any("tests" in argument for argument in arguments):
+        arguments.append("tests/browser")
     run(session, environment, "pytest", *arguments, LD3_COMFYUI=str(comfyui))
 
 
@@ -211,6 +220,15 @@ class Environment:
         self._logged(command)
         # Written last, so that an interrupted installation is resumed.
         self.stamp.write_text(digest)
+
+    def frontend(self, version: str) -> Path:
+        """A version of ComfyUI's frontend, in a folder of its own."""
+        folder = ROOT / ".nox" / f"frontend-{version}"
+        if not folder.is_dir():
+            package = f"comfyui-frontend-package=={version}"
+            command = [self.python, "-m", "pip", "install", "--no-input", "--no-deps"]
+            self._logged([*command, "--target", str(folder), package])
+        return folder / "comfyui_frontend_package" / "static"
 
     def _logged(self, command: list[str]) -> None:
         """Run a command quietly; a failure is one line, the rest is in the log."""

@@ -108,7 +108,7 @@ class ComfyServer:
         pack: Path | None = PACK,
         port: int | None = None,
         extra_args: Sequence[str] = (),
-        start_timeout: float = 180.0,
+        start_timeout: float = 600.0,
         python: str = sys.executable,
     ) -> None:
         self.comfyui = Path(comfyui).resolve()

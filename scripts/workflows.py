@@ -1,13 +1,14 @@
 """Make workflows/*.json, their thumbnails and their API twins in ComfyUI's real frontend.
 
-    python scripts/workflows.py --comfyui DIR              # everything
+    python scripts/workflows.py --comfyui DIR              # the files, without pictures
     python scripts/workflows.py --comfyui DIR --only TEXT  # those with TEXT in their names
     python scripts/workflows.py --comfyui DIR --pictures   # run the demo first, for all pictures
 
 The graphs are defined in workflow_graphs.py in API format, with positions. Chromium (Debian:
 apt-get install chromium) opens the frontend of a real server, which builds, saves and draws them,
-so that the files are what a user's frontend would write. `--pictures` also remakes docs/images/ and
-runs the demo workflow, so that its thumbnail shows results: use it after the demo model changed.
+so that the files are what a user's frontend would write. `--pictures` also runs the demo, remakes
+docs/images/ with it, and the thumbnails: what its schedule makes of prompts it was not learned
+from, beside the reference and a standard schedule. Use it after the demo model changed.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -41,7 +41,13 @@ TWINS = ROOT / "tests" / "workflows"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WINDOW = {"width": 1600, "height": 950}
 BARS = [60, 60]  # pixels that the frontend's own bars cover, left and above
-THUMBNAIL_WIDTH = 800
+PROMPTS = (
+    "hamburger sunflower fish rose pizza tiger strawberry parrot grapes lion cactus penguin lemon "
+    "owl carrot whale"
+).split()
+"""Of the thumbnails."""
+THUMBNAIL_ROWS = 3
+LABEL = 26  # pixels below a thumbnail
 
 SETTINGS = {  # of the frontend, so that nothing covers the graph
     "Comfy.TutorialCompleted": True,
@@ -164,38 +170,31 @@ def frontend(browser: Browser, server: ComfyServer) -> Iterator[Page]:
         page.close()
 
 
-def draw(page: Page, file: Path) -> None:
-    """Write a thumbnail of the open graph."""
-    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    page.wait_for_timeout(500)
-    area = page.evaluate(FIT, [0, 0])
-    page.wait_for_timeout(1500)
-    page.screenshot(path=file.with_suffix(".png"), clip=area)
-    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    with Image.open(file.with_suffix(".png")) as picture:
-        shrink(picture, file)
-    file.with_suffix(".png").unlink()
-
-
-def shrink(picture: Image.Image, file: Path) -> None:
-    """Write a picture as a thumbnail."""
-    height = round(picture.height * THUMBNAIL_WIDTH / picture.width)
-    small = picture.convert("RGB").resize((THUMBNAIL_WIDTH, height))
-    small.save(file, quality=85, optimize=True)
-
-
-def run_in(page: Page, timeout: float) -> None:
-    """Press Run and wait until the queue is empty."""
-    page.evaluate("async () => { await window.app.queuePrompt(0); }")
-    busy = "async () => { const q = await (await fetch('/queue')).json();"
-    busy += " return q.queue_running.length + q.queue_pending.length > 0; }"
-    end = time.monotonic() + timeout
-    page.wait_for_timeout(1000)
-    while page.evaluate(busy):
-        if time.monotonic() > end:
-            sys.exit(f"workflows.py: the run did not finish in {timeout:g} s")
-        page.wait_for_timeout(500)
-    page.wait_for_timeout(2000)
+def thumbnail(server: ComfyServer, name: str) -> None:
+    """Write what the demo's schedule makes of a workflow's prompts: reference, before, after."""
+    first = list(GRAPHS).index(name) * THUMBNAIL_ROWS % len(PROMPTS)
+    prompts = (PROMPTS + PROMPTS)[first : first + THUMBNAIL_ROWS]
+    encoded = {f"2{i}": ("LD3DemoPrompt", {"text": text}) for i, text in enumerate(prompts)}
+    conds = {"model": ["1", 0], "latent_image": ["1", 2], "vae": ["1", 1], "negative": ["4", 0]}
+    for i, key in enumerate(encoded):
+        conds[f"positive_{i + 1}" if i else "positive"] = [key, 0]
+    widgets = {"seed": 5, "cfg": 1, "noises": 1, "compare_with": "euler + simple"}
+    nodes = encoded | {
+        "1": ("LD3DemoModel", {"batch_size": 1, "model": "flow"}),
+        "4": ("LD3DemoPrompt", {"text": ""}),
+        "5": ("LD3LoadSchedule", {"name": "emoji.safetensors"}),
+        "9": ("LD3CompareSchedules", conds | widgets | {"schedule": ["5", 2]}),
+    }
+    prompt = {key: {"class_type": kind, "inputs": given} for key, (kind, given) in nodes.items()}
+    picture = server.fetch_image(server.run(prompt)["9"]["images"][0]).convert("RGB")
+    uses_demo = any(part["kind"] == "LD3DemoModel" for part in GRAPHS[name]["nodes"].values())
+    square = Image.new("RGB", (picture.height + LABEL,) * 2, "white")  # Templates cuts others off
+    square.paste(picture, ((square.width - picture.width) // 2, 0))
+    if not uses_demo:  # it needs a model that is no part of this pack
+        middle, font = (square.width // 2, picture.height), ImageFont.load_default(15)
+        text = "pictures of the bundled demo model"
+        ImageDraw.Draw(square).text(middle, text, "#5a6068", font, anchor="ma")
+    square.save(WORKFLOWS / f"{name}.jpg", quality=90, optimize=True)
 
 
 def main() -> None:
@@ -233,23 +232,19 @@ def main() -> None:
         ) as browser,
     ):
         for name in (name for name in GRAPHS if options.only in name):
-            write(name, browser, server, run=options.pictures and "demo" in name)
+            write(name, browser, server)
+            if options.pictures:
+                thumbnail(server, name)
             print(f"wrote {name}")
 
 
-def write(name: str, browser: Browser, server: ComfyServer, run: bool) -> None:
-    """Write a workflow, its API twin and its thumbnail; `run` adds results to the thumbnail."""
+def write(name: str, browser: Browser, server: ComfyServer) -> None:
+    """Write a workflow and its API twin."""
     with frontend(browser, server) as page:
         workflow, twin = build(page, name)
-        for folder, content in ((WORKFLOWS, workflow), (TWINS, twin)):
-            text = json.dumps(content, indent=2) + "\n"
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
-        if run:
-            run_in(page, timeout=900)
-            records = page.evaluate("() => window.app.nodeOutputs['9'].images")
-            shrink(server.fetch_image(records[0]), WORKFLOWS / f"{name}.jpg")
-        elif "demo" not in name:
-            draw(page, WORKFLOWS / f"{name}.jpg")
+    for folder, content in ((WORKFLOWS, workflow), (TWINS, twin)):
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

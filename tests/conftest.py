@@ -46,6 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "LD3_COMFYUI, or else a fetched ComfyUI " + comfyui_source.DEFAULT_VERSION,
     )
 
+    parser.addoption(
+        "--front-end-root",
+        metavar="DIR",
+        help="another frontend than ComfyUI's own, for tests/browser: a folder with its index.html",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--comfyui") or os.environ.get("LD3_COMFYUI")
@@ -193,9 +199,14 @@ def flow_model() -> Callable[[Any, float], Any]:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(
+    comfyui_root: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[ComfyServer]:
     """A real ComfyUI server that has this working tree in custom_nodes."""
-    with ComfyServer(comfyui_root, tmp_path_factory.mktemp("comfyui")) as running:
+    frontend = pytestconfig.getoption("--front-end-root")
+    extra = ["--front-end-root", frontend] if frontend else []
+    base = tmp_path_factory.mktemp("comfyui")
+    with ComfyServer(comfyui_root, base, extra_args=extra) as running:
         yield running
 
 

@@ -35,13 +35,19 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-@pytest.fixture(params=["classic", "nodes2"])
-def frontend(
+@pytest.fixture(scope="session", params=["classic", "nodes2"])
+def window(
     request: pytest.FixtureRequest, browser: Browser, server: ComfyServer
 ) -> Iterator[Frontend]:
-    """An empty graph in a new window; the pack's scripts must write no error to its console."""
+    """A window of a renderer, which all its tests share: opening one takes seconds."""
     opened = Frontend(browser, server, request.param)
     yield opened
-    errors = opened.errors
     opened.page.close()
-    assert errors == []
+
+
+@pytest.fixture
+def frontend(window: Frontend) -> Iterator[Frontend]:
+    """An empty graph; the pack's scripts must write no error to the console."""
+    window.clear()
+    yield window
+    assert window.errors == []

@@ -31,6 +31,13 @@ TEXT = """([id, name]) => {
     const w = window.app.graph.getNodeById(id)?.widgets?.find(w => w.name === name);
     return String(w?.value ?? '').trim();
 }"""
+CLEAR = """() => {
+    const graph = window.app.graph, last = graph.state?.lastNodeId ?? graph.last_node_id;
+    window.app.clean?.();
+    graph.clear();
+    if (graph.state) graph.state.lastNodeId = last;
+    else graph.last_node_id = last;
+}"""
 QUEUED = """async () => {
     const q = await (await fetch('/queue')).json();
     return q.queue_running.length + q.queue_pending.length;
@@ -63,19 +70,35 @@ class Frontend:
         opened = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
         nodes = "'LD3KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
         self.page.wait_for_function(f"() => {opened} && {nodes}", timeout=120000)
-        self.page.evaluate("() => window.app.graph.clear()")
+        self.clear()
+
+    def clear(self) -> None:
+        """An empty graph, whose nodes get other numbers than those before, and an idle server."""
+        self.errors.clear()
+        self.wait_for(lambda: not self.page.evaluate(QUEUED), 300)
+        self.page.keyboard.press("Escape")  # closes dialogs
+        self.page.evaluate(CLEAR)
 
     def _heard(self, message: Any) -> None:
         source = str(message.location)
         if message.type == "error" and ("ld3" in message.text.lower() or "ld3" in source):
-            if "Failed to load resource" not in message.text:
-                self.errors.append(message.text)
+            self.errors.append(message.text)
 
     def load(self, name: str) -> None:
         """Open one of the pack's workflows."""
         path = ROOT / "workflows" / f"{name}.json"
         workflows.load(self.page, json.loads(path.read_text(encoding="utf-8")))
         self.page.wait_for_timeout(500)
+
+    def open_template(self, name: str) -> None:
+        """Click one of the pack's workflows in the Templates browser."""
+        command = "Comfy.BrowseTemplates"
+        self.page.evaluate("(c) => window.app.extensionManager.command.execute(c)", command)
+        templates = self.page.get_by_role("dialog")
+        templates.get_by_text("ld3-schedules", exact=True).last.click(timeout=60000)
+        templates.get_by_text(name, exact=True).first.click(timeout=60000)
+        self.wait_for(lambda: self.page.evaluate("window.app.graph.nodes.length > 3"))
+        self.page.wait_for_timeout(1000)
 
     def add(self, kind: str, at: tuple[int, int], **widgets: Any) -> int:
         """Add a node and return its id."""

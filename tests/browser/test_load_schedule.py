@@ -9,7 +9,7 @@ import pytest
 from scripts.comfyui_server import ComfyServer
 
 from .driver import Frontend
-from .test_nodes_say import empty_folder, training
+from .test_nodes_say import TINY, empty_folder, training
 
 WORDS = """(id) => window.app.graph.getNodeById(id).widgets
     .find(w => w.name === 'contents').element.innerText"""
@@ -25,7 +25,7 @@ def loaded(frontend: Frontend, server: ComfyServer) -> tuple[int, str]:
     empty_folder(server)
     frontend.page.evaluate("async () => { await window.app.reloadNodeDefs(); }")
     load = frontend.add("LD3LoadSchedule", (900, 120))
-    training(frontend, name=f"new {frontend.renderer}", retrain=True, teacher_steps=6)
+    training(frontend, name=f"new {frontend.renderer}", retrain=True, **TINY)
     frontend.run(120)
     return load, f"new {frontend.renderer}.safetensors"
 
@@ -67,6 +67,47 @@ def test_a_schedule_can_be_renamed_and_deleted_in_the_nodes_menu(
     page.evaluate(MENU, [load, "Delete schedule"])
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     frontend.wait_for(lambda: not (folder / "another name.safetensors").exists(), 20)
+
+
+def test_a_note_is_written_in_the_nodes_menu_and_shown(
+    frontend: Frontend, loaded: tuple[int, str]
+) -> None:
+    load, file = loaded
+    frontend.wait_for(lambda: frontend.text(load, "name") == file, 20)
+    page = frontend.page
+    page.evaluate(MENU, [load, "Write a note"])
+    box = page.get_by_role("dialog").get_by_role("textbox")
+    box.fill("for portraits")
+    box.press("Enter")
+    frontend.wait_for(lambda: "Note: for portraits" in words(frontend, load), 20)
+    page.evaluate(MENU, [load, "Write a note"])
+    frontend.wait_for(lambda: box.input_value() == "for portraits", 20)
+    page.keyboard.press("Escape")
+
+
+def test_a_schedule_is_shown_in_the_list_of_schedulers_and_hidden_again(
+    frontend: Frontend, loaded: tuple[int, str]
+) -> None:
+    load, file = loaded
+    frontend.wait_for(lambda: frontend.text(load, "name") == file, 20)
+    page, entry = frontend.page, f"LD3: {file.removesuffix('.safetensors')}"
+    sampler = frontend.add("KSampler", (420, 500))
+
+    def offered() -> bool:
+        return entry in page.evaluate(
+            """(id) => window.app.graph.getNodeById(id).widgets
+                .find(w => w.name === 'scheduler').options.values""",
+            sampler,
+        )
+
+    assert not offered()
+    page.evaluate(MENU, [load, "Show in scheduler list"])
+    frontend.wait_for(offered, 30)
+    frontend.wait_for(lambda: "list of schedulers" in words(frontend, load), 20)
+    frontend.set(sampler, scheduler=entry)
+    frontend.screenshot("scheduler-list")
+    page.evaluate(MENU, [load, "Hide from scheduler list"])
+    frontend.wait_for(lambda: not offered(), 30)
 
 
 def test_every_line_that_is_shared_gives_the_same_schedule_again(

@@ -41,7 +41,7 @@ STATE = """() => {
 def test_a_workflow_opens_whole_readable_and_without_overlaps(
     name: str, frontend: Frontend
 ) -> None:
-    frontend.load(name)
+    frontend.open_template(name)
     frontend.page.wait_for_timeout(2500)
     frontend.screenshot(f"workflow-{name}".replace(" ", "_"))
     state: dict[str, Any] = frontend.page.evaluate(STATE)
@@ -73,7 +73,7 @@ def test_the_demo_learns_and_compares_after_one_click(frontend: Frontend) -> Non
         "(id) => (window.app.nodeOutputs[id] ?? {}).table?.[0] ?? ''", compare
     )
     ways = [line.split("  ")[0] for line in table.splitlines()]
-    assert len(ways) == 4 and ways[1] == "euler + simple" and ways[-1] == "emoji"
+    assert len(ways) == 4 and ways[1] == "euler + simple" and ways[-1] == "learned"
     errors = [float(line.split("error ")[1]) for line in table.splitlines()[1:]]
     assert errors[-1] < min(errors[:-1])  # of the learned schedule
 
