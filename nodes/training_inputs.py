@@ -13,6 +13,7 @@ def also_steps_input() -> io.String.Input:
         "also_steps",
         default="",
         optional=True,
+        advanced=True,
         tooltip="Further numbers of steps to learn, such as 3, 6, 8: each costs about "
         f"{ALSO_SHARE:.0%} of the model calls of quality. LD3 Load Schedule then offers all "
         "numbers from the smallest to the largest; those between are interpolated. Typical: empty.",

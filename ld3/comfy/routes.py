@@ -94,8 +94,8 @@ async def _help_page(request: web.Request) -> web.StreamResponse:
     """The page in the language that is asked for, or else in English; only files of web/docs."""
     folder, node = (PACK / "web" / "docs").resolve(), request.match_info["node"]
     for name in (f"{node}/{request.match_info['language']}.md", f"{node}.md"):
-        path = (folder / name).resolve()
-        if folder in path.parents and path.is_file():
+        path = folder / name
+        if "\0" not in name and folder in path.resolve().parents and path.is_file():
             return web.FileResponse(path, headers={"Content-Type": "text/markdown; charset=utf-8"})
     raise web.HTTPNotFound()
 

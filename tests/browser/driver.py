@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "output" / "browser"
 WINDOW = {"width": 1600, "height": 950}  # of the laptop that the workflows are laid out for
+PATIENCE = 5  # times as long as an idle machine needs
 TEXT_WIDGET = "$$node-text-preview"
 ADD = """([type, at, widgets]) => {
     const node = window.LiteGraph.createNode(type);
@@ -64,12 +65,13 @@ class Frontend:
         )
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
         self.page: Page = browser.new_page(viewport=WINDOW)  # type: ignore[arg-type]
+        self.page.set_default_timeout(120000)
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(server.url)
         opened = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
         nodes = "'LD3KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
-        self.page.wait_for_function(f"() => {opened} && {nodes}", timeout=120000)
+        self.page.wait_for_function(f"() => {opened} && {nodes}", timeout=600_000)
         self.clear()
 
     def clear(self) -> None:
@@ -95,8 +97,8 @@ class Frontend:
         command = "Comfy.BrowseTemplates"
         self.page.evaluate("(c) => window.app.extensionManager.command.execute(c)", command)
         templates = self.page.get_by_role("dialog")
-        templates.get_by_text("ld3-schedules", exact=True).last.click(timeout=60000)
-        templates.get_by_text(name, exact=True).first.click(timeout=60000)
+        templates.get_by_text("ld3-schedules", exact=True).last.click()
+        templates.get_by_text(name, exact=True).first.click()
         self.wait_for(lambda: self.page.evaluate("window.app.graph.nodes.length > 3"))
         self.page.wait_for_timeout(1000)
 
@@ -157,7 +159,7 @@ class Frontend:
 
     def wait_for(self, found: Callable[[], Any], timeout: float = 60.0) -> Any:
         """Wait until something is true, and return it."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE * timeout
         while not (value := found()):
             assert time.monotonic() < end, f"not in {timeout:g} s; see {self.screenshot('late')}"
             self.page.wait_for_timeout(200)

@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 
+from ld3 import schedule_file
 from scripts.comfyui_server import ComfyServer
 
+from ..test_scheduler_list import LEARNED
 from .driver import Frontend
 from .test_nodes_say import TINY, empty_folder, training
 
 WORDS = """(id) => window.app.graph.getNodeById(id).widgets
     .find(w => w.name === 'contents').element.innerText"""
+PICTURE = """(id) => {
+    const node = window.app.graph.getNodeById(id);
+    const box = node.widgets.find(w => w.name === 'contents').element;
+    const image = box.querySelector('img');
+    return [image.naturalWidth, image.hidden];
+}"""
 MENU = """([id, item]) => {
     const items = window.app.collectNodeMenuItems(window.app.graph.getNodeById(id));
     items.find(i => i?.content === item).callback();
@@ -21,13 +29,19 @@ MENU = """([id, item]) => {
 
 @pytest.fixture
 def loaded(frontend: Frontend, server: ComfyServer) -> tuple[int, str]:
-    """A schedule trained just now, and a Load node that was there before it; (id, file)."""
+    """A Load node with the only file in models/ld3; (id, file)."""
     empty_folder(server)
+    file = schedule_file.save(LEARNED, server.base / "models" / "ld3", frontend.renderer).name
     frontend.page.evaluate("async () => { await window.app.reloadNodeDefs(); }")
     load = frontend.add("LD3LoadSchedule", (900, 120))
-    training(frontend, name=f"new {frontend.renderer}", retrain=True, **TINY)
-    frontend.run(120)
-    return load, f"new {frontend.renderer}.safetensors"
+    frontend.set(load, name=file)
+    frontend.wait_for(lambda: picture_size(frontend, load) == [800, False])
+    return load, file
+
+
+def picture_size(frontend: Frontend, node: int) -> list[Any]:
+    """Width of the picture of a file's noise levels, and whether it is hidden."""
+    return frontend.page.evaluate(PICTURE, node)
 
 
 def words(frontend: Frontend, node: int) -> str:
@@ -35,20 +49,18 @@ def words(frontend: Frontend, node: int) -> str:
 
 
 def test_a_new_schedule_is_listed_and_shown_without_a_key(
-    frontend: Frontend, loaded: tuple[int, str]
+    frontend: Frontend, server: ComfyServer
 ) -> None:
-    load, file = loaded
+    empty_folder(server)
+    frontend.page.evaluate("async () => { await window.app.reloadNodeDefs(); }")
+    load = frontend.add("LD3LoadSchedule", (900, 120))
+    training(frontend, name=f"new {frontend.renderer}", retrain=True, **TINY)
+    frontend.run(120)
+    file = f"new {frontend.renderer}.safetensors"
     frontend.wait_for(lambda: frontend.text(load, "name") == file, 20)
     frontend.wait_for(lambda: "3 steps of dpmpp_2m" in words(frontend, load), 20)
     assert "cfg 1" in words(frontend, load) and "error" in words(frontend, load)
-    frontend.page.wait_for_timeout(1500)
-    size = frontend.page.evaluate(
-        """(id) => { const i = window.app.graph.getNodeById(id).widgets
-            .find(w => w.name === 'contents').element.querySelector('img');
-            return [i.naturalWidth, i.hidden]; }""",
-        load,
-    )
-    assert size == [800, False]
+    frontend.wait_for(lambda: picture_size(frontend, load) == [800, False], 20)
     frontend.screenshot("load-contents")
 
 

@@ -56,7 +56,7 @@ def test_without_schedules_load_schedule_says_how_to_get_one(
 ) -> None:
     empty_folder(server)
     frontend.page.reload()
-    frontend.page.wait_for_function("() => window.app?.graph && window.LiteGraph", timeout=60000)
+    frontend.page.wait_for_function("() => window.app?.graph && window.LiteGraph")
     frontend.page.wait_for_timeout(2000)
     frontend.page.evaluate("() => window.app.graph.clear()")
     load = frontend.add("LD3LoadSchedule", (420, 120))
@@ -85,7 +85,7 @@ def test_without_schedules_load_schedule_says_how_to_get_one(
     [
         ({"sampler_name": "euler_ancestral"}, "sampler_name: no schedule can be learned for"),
         ({"teacher_steps": 3}, "teacher_steps is 3 and steps 3; the teacher must take more steps"),
-        ({"cfg": -1}, "cfg is -1; use 0 or more"),
+        ({"cfg": -1}, "cfg is -1"),
         ({"name": "../outside"}, "'../outside' cannot be a schedule's name"),
         ({"distance": "lpips-vgg"}, "distance 'lpips-vgg' compares images, so it needs a VAE"),
     ],
