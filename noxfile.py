@@ -169,7 +169,9 @@ def comfyui_session(
     except comfyui_source.SourceError as error:
         session.error(str(error))
     session.log(f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}")
-    requirement_files = [comfyui / "requirements.txt", ROOT / "requirements.txt"]
+    # the Manager, with which a test installs the pack
+    names = ["requirements.txt", "manager_requirements.txt"]
+    requirement_files = [*(comfyui / name for name in names), ROOT / "requirements.txt"]
     environment.install([*TORCH, *TEST_TOOLS, *LINT_TOOLS], requirement_files)
     return comfyui, environment, arguments
 

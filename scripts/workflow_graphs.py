@@ -307,4 +307,28 @@ GRAPHS: dict[str, dict[str, Any]] = {
              "prompts.\n\nFor your own model, connect its CLIP."),
         ],
     },
+    "LD3 demo as an app": {
+        "nodes": {
+            "1": left(60, "LD3DemoModel", tall=122, batch_size=1, model="flow"),
+            "20": left(255, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
+            "3": left(385, "LD3DemoPrompt", "Negative prompt", text=""),
+            "2": left(515, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+            **train_and_compare(
+                DEMO_CONDS,
+                {"positive": ["2", 0]},
+                {"steps": 3, "cfg": 1, "name": "emoji"},
+                vae=["1", 1], seed=5, noises=2, compare_with="euler + simple, best standard",
+            ),
+        },
+        "groups": groups("1. A tiny model, prompts", "2. Learn, once", "3. Compare"),
+        "notes": note(
+            "**An app:** ComfyUI shows only the inputs that matter and the result. *App mode* in "
+            "the menu of the workflow's name switches between both. Runs in a minute or two on a "
+            "CPU."
+        ),
+        "app": {
+            "inputs": [(2, "text"), (5, "steps"), (5, "quality"), (9, "seed")],
+            "outputs": [9],
+        },
+    },
 }  # fmt: skip

@@ -57,7 +57,7 @@ SETTINGS = {  # of the frontend, so that nothing covers the graph
     "Comfy.VueNodes.Enabled": False,
 }
 
-BUILD = """async ({api, places, titles, groups, notes, models, id, pack}) => {
+BUILD = """async ({api, places, titles, groups, notes, models, id, pack, shown}) => {
     const app = window.app, LG = window.LiteGraph;
     await app.loadApiJson(api, 'workflow');
     for (const n of app.graph.nodes) {
@@ -89,6 +89,8 @@ BUILD = """async ({api, places, titles, groups, notes, models, id, pack}) => {
         g.pos = [x, y]; g.size = [w, h]; g.recomputeInsideNodes?.();
     }
     app.graph.id = id;
+    if (shown) // opens in app mode, from frontend 1.41.13 on, with these widgets and outputs
+        app.graph.extra = {...app.graph.extra, linearMode: true, linearData: shown};
     app.graph.setDirtyCanvas(true, true);
 }"""
 
@@ -135,6 +137,7 @@ def build(page: Page, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "models": MODELS,
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
             "pack": {"cnr_id": PROJECT["name"], "ver": PROJECT["version"]},
+            "shown": graph.get("app"),
         },
     )
     page.evaluate(FIT, BARS)

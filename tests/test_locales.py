@@ -11,6 +11,8 @@ import pytest
 from scripts import locales
 from scripts.locales import ENGLISH, LANGUAGES, LOCALES, node_definitions, read, texts, updated
 
+from .source_code import ROOT
+
 EVERY = (ENGLISH, *LANGUAGES)
 COMMAND = "run scripts/locales.py, then translate what it lists"
 
@@ -56,6 +58,20 @@ def test_what_a_user_types_is_not_translated(language: str) -> None:
     for path, text in english.items():
         for word in re.findall(kept, text):
             assert word in found[path], f"{language}: {'.'.join(path)}: {word}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_language_has_every_text_of_the_menus_and_messages_in_the_browser(language: str) -> None:
+    """English is in the script itself, as the key of the translations."""
+    script = (ROOT / "web" / "ld3.js").read_text(encoding="utf-8")
+    said = set(re.findall(r'\bsay\("([^"]+)"', script))
+    said |= set(re.findall(r'^ +"([^"]+)": async', script, re.MULTILINE))  # of the menu
+    assert len(said) > 15
+    found = read(language, "main.json")["ld3"]
+    missing, unknown = said - found.keys(), found.keys() - said
+    assert not missing and not unknown, f"missing {missing}, unknown {unknown}"
+    for text, translation in found.items():
+        assert translation and ("{name}" in text) == ("{name}" in translation), text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -87,6 +87,15 @@ function hasAdvanced(node) {
         .some(([, given]) => given?.advanced && !given.hidden);
 }
 
+// Our own texts in the language of the settings, from locales/LANGUAGE/main.json; else English.
+let translated = {};
+const say = (text, name = "") => (translated[text] ?? text).replace("{name}", () => name);
+async function loadTexts() {
+    const language = app.extensionManager.setting.get("Comfy.Locale");
+    const every = await (await api.fetchApi("/i18n")).json();
+    translated = every[language]?.ld3 ?? {};
+}
+
 const NO_SCHEDULE = "no schedule yet"; // how the text in an empty list begins
 const noSchedule = (name) => String(name).startsWith(NO_SCHEDULE);
 const nameOf = (node) => node.widgets?.find((w) => w.name === "name");
@@ -120,14 +129,14 @@ function addContents(node) {
         image.hidden = true;
         if (!(name.options.values ?? []).includes(name.value) || noSchedule(name.value)) {
             words.textContent = noSchedule(name.value) ? name.value
-                : `There is no schedule ${name.value} in models/ld3. Choose another one.`;
+                : say("There is no schedule {name} in models/ld3. Choose another one.", name.value);
             return;
         }
         try {
             const found = await ask(`schedule?name=${file}`);
             node.ld3Listed = found.listed;
             words.textContent = found.summary;
-            if (found.listed) words.textContent += "\nShown in the list of schedulers.";
+            if (found.listed) words.textContent += `\n${say("Shown in the list of schedulers.")}`;
             image.src = api.apiURL(`/ld3/picture?name=${file}&t=${Date.now()}`);
             image.hidden = false;
         } catch (error) {
@@ -167,9 +176,9 @@ async function tried(action) {
     }
 }
 
-async function copy(text, what) {
+async function copy(text, message) {
     await navigator.clipboard.writeText(text);
-    toast("success", `${what} copied`);
+    toast("success", message);
 }
 
 function scheduleMenu(node) {
@@ -179,16 +188,20 @@ function scheduleMenu(node) {
         await ask("list", { name: file, listed });
         await app.reloadNodeDefs?.();
         const name = `LD3: ${file.replace(/\.safetensors$/, "")}`;
-        toast("success", `${name} is ${listed ? "in the" : "not in the"} list of schedulers`);
+        toast("success", listed ? say("{name} is in the list of schedulers", name)
+            : say("{name} is not in the list of schedulers", name));
         node.ld3Update();
     };
     const items = {
-        "Copy sigmas for ManualSigmas": async () => copy((await shared()).sigmas, "sigmas"),
-        "Copy schedule as one line": async () => copy((await shared()).line, "schedule"),
+        "Copy sigmas for ManualSigmas": async () =>
+            copy((await shared()).sigmas, say("sigmas copied")),
+        "Copy schedule as one line": async () =>
+            copy((await shared()).line, say("schedule copied")),
         "Import schedule from a line": async () => {
-            const line = await dialog.prompt({ title: "LD3", message: "The copied line" });
+            const asked = (message) => dialog.prompt({ title: "LD3", message });
+            const line = await asked(say("The copied line"));
             if (!line) return;
-            const name = await dialog.prompt({ title: "LD3", message: "Name of the schedule" });
+            const name = await asked(say("Name of the schedule"));
             if (!name) return;
             const saved = (await ask("import", { line, name })).name;
             await refreshLists();
@@ -196,7 +209,7 @@ function scheduleMenu(node) {
         },
         "Write a note": async () => {
             const { note } = await shared();
-            const message = "A note, kept in the file and shared with it";
+            const message = say("A note, kept in the file and shared with it");
             const wanted = { title: "LD3", message, defaultValue: note };
             const text = await dialog.prompt(wanted);
             if (text === null || text === undefined || text === note) return;
@@ -207,14 +220,14 @@ function scheduleMenu(node) {
         "Hide from scheduler list": async () => list(false),
         "Rename schedule": async () => {
             const old = file.replace(/\.safetensors$/, "").split(/[\\/]/).pop();
-            const message = "New name";
+            const message = say("New name");
             const to = await dialog.prompt({ title: "LD3", message, defaultValue: old });
             if (!to || to === old) return;
             const renamed = (await ask("rename", { name: file, new: to })).name;
             await refreshLists(undefined, { from: file, to: renamed });
         },
         "Delete schedule": async () => {
-            const message = `Delete ${file}? This cannot be undone.`;
+            const message = say("Delete {name}? This cannot be undone.", file);
             if (!(await dialog.confirm({ title: "LD3", message }))) return;
             await ask("delete", { name: file });
             await refreshLists();
@@ -223,7 +236,7 @@ function scheduleMenu(node) {
     };
     delete items[node.ld3Listed ? "Show in scheduler list" : "Hide from scheduler list"];
     return Object.entries(items).map(([content, action]) => (
-        { content, callback: () => tried(action) }));
+        { content: say(content), callback: () => tried(action) }));
 }
 
 app.registerExtension({
@@ -246,11 +259,12 @@ app.registerExtension({
         if (node.comfyClass === "LD3LoadSchedule") return scheduleMenu(node);
         if (!isOurs(node) || !hasAdvanced(node) || window.LiteGraph?.vueNodesMode) return [];
         const shown = node.properties.ld3_advanced;
-        const content = shown ? "Hide advanced inputs" : "Show advanced inputs";
+        const content = shown ? say("Hide advanced inputs") : say("Show advanced inputs");
         return [{ content, callback: () => toggleAdvanced(node) }];
     },
     setup() {
         addSlotColours();
+        loadTexts();
         let running = null;
         api.addEventListener("executing", ({ detail }) => { running = detail ?? running; });
         api.addEventListener("executed", ({ detail }) => {
