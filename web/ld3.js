@@ -20,10 +20,8 @@ function colourSlots() {
 }
 
 function addSlotColours() {
-    const style = document.createElement("style"); // for Nodes 2.0
-    const rules = Object.entries(COLOURS).map(([type, c]) => `--color-datatype-${type}: ${c};`);
-    style.textContent = `:root { ${rules.join(" ")} }`;
-    document.head.append(style);
+    for (const [type, colour] of Object.entries(COLOURS)) // for Nodes 2.0
+        document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
     colourSlots();
     app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () =>
         setTimeout(colourSlots, 500)); // after the frontend has applied it
@@ -240,7 +238,7 @@ function scheduleMenu(node) {
 }
 
 app.registerExtension({
-    name: "LD3",
+    name: "ld3schedules.nodes", // packs share one list of names
     nodeCreated(node) {
         if (!isOurs(node)) return;
         if (!(app.canvas.default_connection_color_byType.LD3_SCHEDULE)) colourSlots();
