@@ -98,7 +98,8 @@ class _Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.server.archive.read_bytes()
         if not self.path.endswith(".zip"):
-            answer = {"version": PROJECT["version"], "downloadUrl": f"{self.server.url}/node.zip"}
+            answer = {"id": PROJECT["name"], "version": PROJECT["version"]}
+            answer["downloadUrl"] = f"{self.server.url}/node.zip"
             body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
