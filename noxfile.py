@@ -171,7 +171,8 @@ def comfyui_session(
     session.log(f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}")
     # the Manager, with which a test installs the pack
     names = ["requirements.txt", "manager_requirements.txt"]
-    requirement_files = [*(comfyui / name for name in names), ROOT / "requirements.txt"]
+    files = [comfyui / name for name in names if (comfyui / name).is_file()]
+    requirement_files = [*files, ROOT / "requirements.txt"]
     environment.install([*TORCH, *TEST_TOOLS, *LINT_TOOLS], requirement_files)
     return comfyui, environment, arguments
 
