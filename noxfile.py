@@ -2,8 +2,8 @@
 
 They share one environment (torch alone is several GB) and one ComfyUI. After `--`, `--comfyui DIR`
 uses your own ComfyUI folder and `--comfyui-version V` another pinned version; everything else is
-passed to pytest, `scripts/demo.py` or `python -m benchmarks`. `nox -s compat` has an environment of
-its own, for the packages of other ComfyUI versions.
+passed to pytest, `scripts/demo.py` or `python -m benchmarks`. `nox -s compat` has an environment
+for each ComfyUI version, which contains only the packages that differ from the shared one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,11 +26,19 @@ from scripts import comfyui_source  # noqa: E402
 
 nox.options.sessions = ["tests"]
 COMPATIBLE = ["0.24.1", "0.27.0", "0.30.0"]
+FRONTEND = "comfyui-frontend-package"
+PINNED, NEWEST = "pinned", "newest"  # ComfyUI's frontend: as its requirements say, or PyPI's newest
+COMBINATIONS = [nox.param(version, PINNED, id=version) for version in COMPATIBLE]
+COMBINATIONS += [nox.param(COMPATIBLE[-1], NEWEST, id=f"{COMPATIBLE[-1]}, newest frontend")]
 COMPATIBILITY_TESTS = [
     "test_nodes.py::test_inputs_and_outputs_of_nodes_are_those_that_saved_workflows_have",
     "test_tracing.py",
     "test_cfg_pp.py",
     "test_server.py::test_demo_workflow_shows_the_ways_side_by_side_in_one_picture",
+]
+FRONTEND_TESTS = [
+    "test_server.py::test_demo_workflow_shows_the_ways_side_by_side_in_one_picture",
+    "browser/test_workflows.py",
 ]
 
 # The newest torch does not fit the newest torchaudio, hence a matched set.
@@ -102,11 +111,21 @@ def support(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
-@nox.parametrize("version", COMPATIBLE)
-def compat(session: nox.Session, version: str) -> None:
+@nox.parametrize("version,frontend", COMBINATIONS)
+def compat(session: nox.Session, version: str, frontend: str) -> None:
     """Run the node contract, trace parity and the demo workflow on supported ComfyUI versions."""
-    comfyui, environment, arguments = comfyui_session(session, "comfyui-compat", version)
-    tests = [f"tests/{name}" for name in COMPATIBILITY_TESTS]
+    _, shared, arguments = comfyui_session(session)
+    environment = Environment(session, f"comfyui-{version}", shared)
+    comfyui = fetched(session, version, environment)
+    session.log(f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}")
+    environment.install([], [comfyui / "requirements.txt", ROOT / "requirements.txt"])
+    tests = COMPATIBILITY_TESTS
+    if frontend == NEWEST:
+        newest = environment.newest(FRONTEND)
+        session.log(f"{FRONTEND} {newest}")
+        arguments += ["--front-end-root", str(environment.frontend(newest))]
+        tests = FRONTEND_TESTS  # needs Chromium
+    tests = [f"tests/{name}" for name in tests]
     run(session, environment, "pytest", *tests, *arguments, LD3_COMFYUI=str(comfyui))
 
 
@@ -144,30 +163,22 @@ def run(session: nox.Session, environment: Environment, module: str, *args: str,
     session.run(environment.python, "-m", module, *args, env=env, external=True)
 
 
-def comfyui_session(
-    session: nox.Session, name: str = "comfyui", version: str = comfyui_source.DEFAULT_VERSION
-) -> tuple[Path, Environment, list[str]]:
-    """Return the ComfyUI to use, the ready environment, and the arguments that are left.
-
-    Args:
-        name: of the environment.
-        version: of ComfyUI, if the arguments name no other.
-    """
+def comfyui_session(session: nox.Session) -> tuple[Path, Environment, list[str]]:
+    """Return the ComfyUI to use, the ready environment, and the arguments that are left."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--comfyui")
-    parser.add_argument("--comfyui-version", default=version)
+    parser.add_argument("--comfyui-version", default=comfyui_source.DEFAULT_VERSION)
     parser.error = session.error  # type: ignore[method-assign]
     options, arguments = parser.parse_known_args(session.posargs)
 
-    environment = Environment(session, name)
-    try:
-        if options.comfyui:
+    environment = Environment(session, "comfyui")
+    if options.comfyui:
+        try:
             comfyui = comfyui_source.require_checkout(options.comfyui)
-        else:
-            environment.create()
-            comfyui = comfyui_source.fetch(options.comfyui_version, python=environment.python)
-    except comfyui_source.SourceError as error:
-        session.error(str(error))
+        except comfyui_source.SourceError as error:
+            session.error(str(error))
+    else:
+        comfyui = fetched(session, options.comfyui_version, environment)
     session.log(f"ComfyUI {comfyui_source.version_of(comfyui)} in {comfyui}")
     # the Manager, with which a test installs the pack
     names = ["requirements.txt", "manager_requirements.txt"]
@@ -177,14 +188,27 @@ def comfyui_session(
     return comfyui, environment, arguments
 
 
+def fetched(session: nox.Session, version: str, environment: Environment) -> Path:
+    """The folder of a ComfyUI version, downloaded by the environment's pip if it is new."""
+    environment.create()
+    try:
+        return comfyui_source.fetch(version, python=environment.python)
+    except comfyui_source.SourceError as error:
+        session.error(str(error))
+
+
 class Environment:
     """A virtual environment below .nox/ that is reused until its requirements change.
 
     nox itself makes one environment per session; all sessions share this one.
+
+    Args:
+        base: a ready environment whose packages this one has too, without copies; a package that is
+            required in another version is installed here, and found first.
     """
 
-    def __init__(self, session: nox.Session, name: str) -> None:
-        self.session = session
+    def __init__(self, session: nox.Session, name: str, base: Environment | None = None) -> None:
+        self.session, self.base = session, base
         self.folder = ROOT / ".nox" / name
         scripts = "Scripts/python.exe" if os.name == "nt" else "bin/python"
         self.python = str(self.folder / scripts)
@@ -204,7 +228,16 @@ class Environment:
         self.folder.parent.mkdir(exist_ok=True)
         self.log.unlink(missing_ok=True)
         self._logged([sys.executable, "-m", "virtualenv", "--clear", str(self.folder)])
+        if self.base is not None:
+            (self.packages / "base.pth").write_text(f"{self.base.packages}\n")
         made_by.write_text(sys.version)
+
+    @property
+    def packages(self) -> Path:
+        """The folder of installed packages."""
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        asked = subprocess.run([self.python, "-c", code], capture_output=True, text=True)
+        return Path(asked.stdout.strip())
 
     def install(self, requirements: list[str], files: list[Path] | None = None) -> None:
         """Install exactly these requirements, unless that was done before."""
@@ -224,11 +257,20 @@ class Environment:
         # Written last, so that an interrupted installation is resumed.
         self.stamp.write_text(digest)
 
+    def newest(self, package: str) -> str:
+        """The newest version of a package on the package index."""
+        command = [self.python, "-m", "pip", "index", "versions", package]
+        asked = subprocess.run(command, capture_output=True, text=True)
+        found = re.match(rf"{package} \((.+?)\)", asked.stdout)
+        if not found:
+            self.session.error(f"cannot look up {package}: check the network and run again")
+        return found[1]
+
     def frontend(self, version: str) -> Path:
         """A version of ComfyUI's frontend, in a folder of its own."""
         folder = ROOT / ".nox" / f"frontend-{version}"
         if not folder.is_dir():
-            package = f"comfyui-frontend-package=={version}"
+            package = f"{FRONTEND}=={version}"
             command = [self.python, "-m", "pip", "install", "--no-input", "--no-deps"]
             self._logged([*command, "--target", str(folder), package])
         return folder / "comfyui_frontend_package" / "static"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -28,6 +29,28 @@ def small(session):
     environment = noxfile.Environment(session, "small")
     environment.install(session.posargs)
     session.run(environment.python, "-c", "import small_package", external=True)
+"""
+
+LAYERED = """
+import subprocess, sys
+from pathlib import Path
+import nox
+sys.path.insert(0, str(Path(__file__).parent))
+import noxfile
+
+@nox.session(venv_backend="none")
+def layered(session):
+    base = noxfile.Environment(session, "base")
+    base.install(["small-package==1.0"])
+    above = noxfile.Environment(session, "above", base)
+
+    def version(environment):
+        code = "import small_package; print(small_package.version)"
+        return subprocess.check_output([environment.python, "-c", code], text=True).strip()
+
+    for wanted in ("1.0", "2.0"):
+        above.install([f"small-package=={wanted}"])
+        session.log(f"base {version(base)}, layered {version(above)}")
 """
 
 
@@ -104,6 +127,26 @@ def test_the_tests_of_other_versions_exist() -> None:
     for name in noxfile.COMPATIBILITY_TESTS:
         file, _, function = name.partition("::")
         assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.slow
+def test_an_environment_has_the_packages_of_its_base_except_those_of_its_own(
+    project: Path,
+) -> None:
+    (project / "layered.py").write_text(LAYERED)
+    status, printed = nox(project, "-f", "layered.py", "-s", "layered")
+    assert status == 0, printed
+    assert "base 1.0, layered 1.0" in printed and "base 1.0, layered 2.0" in printed
+
+
+def test_the_tests_that_compat_runs_exist() -> None:
+    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
+    assert spec is not None and spec.loader is not None
+    noxfile = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(noxfile)
+    for name in (*noxfile.COMPATIBILITY_TESTS, *noxfile.FRONTEND_TESTS):
+        file, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text("utf-8") or not test, name
 
 
 @pytest.mark.parametrize("session", ["tests", "demo", "bench", "lint"])

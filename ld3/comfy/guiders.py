@@ -28,6 +28,21 @@ def check_guider(name: str, guider: Any) -> None:
         )
 
 
+def check_prompts(guider: Any) -> None:
+    """Raise ValueError, naming the input, for an empty CONDITIONING that would be evaluated.
+
+    Core takes the output without any prompt for zero, whatever the model (ComfyUI 0.30.0,
+    comfy/samplers.py). A conditioning without tokens, [[None, {}]], is a prompt.
+    """
+    prompts = prompts_of(guider)
+    for name in ("positive", "negative"):
+        if name in prompts and not prompts[name] and name not in unused_prompts(guider):
+            raise ValueError(
+                f"{name} is an empty conditioning (0 prompts), and ComfyUI would not call the "
+                "model for it; connect a prompt, such as the output of CLIP Text Encode"
+            )
+
+
 def check_same_latents(model: Any, teacher: Any) -> None:
     """Raise ValueError unless a teacher's MODEL has latents and noise levels as the student's."""
     kinds = [core_samplers.is_flow(m.get_model_object("model_sampling")) for m in (model, teacher)]

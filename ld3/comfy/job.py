@@ -15,7 +15,7 @@ from torch import Tensor
 from ..version import __version__
 from . import core_samplers, fingerprint
 from .guided_run import GuidedRun, run
-from .guiders import cfg_guider, guidance_scale, kind_of
+from .guiders import cfg_guider, check_prompts, guidance_scale, kind_of
 from .latents import (
     check_image_condition,
     latent_mask,
@@ -56,6 +56,7 @@ class Job:
     """
 
     def __init__(self, guider: Any, latent: dict[str, Any]) -> None:
+        check_prompts(guider)
         self.guider, self.prompts = separated(guider)
         self.model = guider.model_patcher
         self.samples, self.shapes = packed(latent_samples(self.model, latent))

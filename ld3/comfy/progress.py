@@ -16,7 +16,8 @@ from ..plots import report_picture
 from ..training.report import Pair, Progress
 
 logger = logging.getLogger(__name__)
-PICTURE_SECONDS = 2.0  # a picture costs about a quarter of a second
+PICTURE_SECONDS = 2.0  # between pictures, which cost a quarter of a second and more
+PICTURE_SHARE = 0.1  # of the time, at most, where drawing is slow
 PICTURE_SIZE = 1024
 TEXT_SECONDS = 0.5
 COST_SECONDS = 2.0  # for which the cost stays on the node
@@ -35,7 +36,7 @@ class LiveProgress:
     def __init__(self, thumbnails: Thumbnails | None = None) -> None:
         self._thumbnails = thumbnails
         self._bar = comfy.utils.ProgressBar(1)
-        self._drawn, self._written = 0.0, time.monotonic() + COST_SECONDS - TEXT_SECONDS
+        self._draws_at, self._written = 0.0, time.monotonic() + COST_SECONDS - TEXT_SECONDS
         self._first: tuple[float, int] | None = None  # when the first calls were done, and how many
         context = get_executing_context()
         self._node = context.node_id if context else None
@@ -44,10 +45,12 @@ class LiveProgress:
         """Show progress; raises ComfyUI's interrupt."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._write(progress)
-        picture = None
-        if progress.report.baselines and time.monotonic() - self._drawn > PICTURE_SECONDS:
+        picture, started = None, time.monotonic()
+        # without a hook, as in scripts, nobody would see it
+        if self._bar.hook and progress.report.baselines and started > self._draws_at:
             picture = _picture(progress, self._thumbnails)
-            self._drawn = time.monotonic()
+            drawn = time.monotonic()
+            self._draws_at = drawn + max(PICTURE_SECONDS, (drawn - started) / PICTURE_SHARE)
         self._bar.update_absolute(progress.calls, progress.planned_calls, picture)
 
     def _write(self, progress: Progress) -> None:
