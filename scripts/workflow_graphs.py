@@ -218,7 +218,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
              "sampler, scheduler and latent of your graph to *LD3 Train Schedule (Advanced)*. Its "
              "result is close to what these sigmas give, in fewer steps.\n\nThen connect its "
              "outputs **sampler** and **sigmas** to SamplerCustomAdvanced. Later runs use the "
-             "schedule saved in `models/ld3`."),
+             "schedule saved in `models/ld3`. Here it takes a minute or two on a CPU."),
         ],
     },
     "LD3 train a distilled model": {
@@ -274,7 +274,8 @@ GRAPHS: dict[str, dict[str, Any]] = {
              "**teacher_guider**. It samples first and is then unloaded.\n\nConnect the sigmas "
              "of the model's page to **compare_with**: they compete, and are returned if they are "
              "better.\n\nIf the node says that matching is ill-posed, disconnect "
-             "**teacher_guider** and use 20 or more steps of the distilled model as sigmas."),
+             "**teacher_guider** and use 20 or more steps of the distilled model as sigmas. Here "
+             "it takes a minute or two on a CPU."),
         ],
     },
     "LD3 train on several prompts": {
@@ -304,7 +305,8 @@ GRAPHS: dict[str, dict[str, Any]] = {
             ((20, 780), (300, 260), "## Train on several prompts\n\nWrite prompts of the kind you "
              "use into *LD3 Prompt List*, one per line. The schedule is learned from three in "
              "four of them, and tested with the others: the report's error is that on new "
-             "prompts.\n\nFor your own model, connect its CLIP."),
+             "prompts.\n\nFor your own model, connect its CLIP. Here it takes a minute or two on a "
+             "CPU."),
         ],
     },
     "LD3 demo as an app": {
