@@ -41,16 +41,16 @@ RAISED_AGAIN = {  # they pass on the text of another error, with the widget befo
     ("ld3/comfy/distilling_job.py", "f'sigmas: {error}'"),
     ("ld3/comfy/gradient/differentiable_model.py", "f'{error}. {OTHER_OPTIMIZER}'"),
 }
-SHORT = {  # their literal parts are too short to look for; CASES and what follows expect them
+SHORT = {  # CASES expect them, but their literal parts are too short to look for
     "f'{name} is {value}; use {least} or more'",
     "f'send {JSON}, not {request.content_type}'",
     "f'{key} is missing'",
-    "'note is missing'",
 }
-NEVER_SHOWN = {  # a saved file that raises it is not used again, and nothing is said
+NEVER_SHOWN = {  # a file that raises it is not used again, a request not made by our page
     "'the report has no errors'",
     "'the teacher has no name'",
     "'the teacher has no steps'",
+    "'note is missing'",
 }
 
 
