@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from .journal import Answers, Journal
 from .parameters import Coordinate
 from .table import Discretization, rollout
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoise(x, sigma) -> x0`: x (batch, *latent), sigma (batch,), guidance applied."""
@@ -44,12 +48,14 @@ class Model:
         begin_batch: receives noises and latents (batch, *latent) of the samples whose calls follow.
         begin_rollout: receives the full sigmas of every rollout before its first call.
         device: where states are while the denoiser runs.
-        batch_size: samples per network call.
+        batch_size: samples per network call; halved where memory does not suffice.
         time_neighbours: sigma -> a noise level below and one above, between which the derivative in
             time is taken as a secant; None where the network's own derivative is right.
         stateless: whether an output depends on nothing but x and sigma; if not, rollouts share no
             calls.
         denoise_guided: for CFG++ samplers; None where there is no guidance.
+        out_of_memory: whether an error says that memory did not suffice.
+        free_memory: called after such an error, when what failed is not referred to any more.
         journal: keeps answers for an interrupted training; None keeps none.
         calls: network evaluations so far, counted per sample (guidance is not counted twice).
     """
@@ -66,6 +72,8 @@ class Model:
     time_neighbours: Callable[[float], tuple[float, float]] | None = None
     stateless: bool = True
     denoise_guided: GuidedDenoiser | None = None
+    out_of_memory: Callable[[Exception], bool] = lambda error: False
+    free_memory: Callable[[], None] = lambda: None
     journal: Journal | None = None
     calls: int = field(default=0, init=False)
 
@@ -81,6 +89,28 @@ class Model:
     def answer(self, asked: list[Any], compute: Callable[[], Answers]) -> Answers:
         """`compute`'s tensors, or those of an interrupted training, see `ld3.journal`."""
         return compute() if self.journal is None else self.journal.recall(self, asked, compute)
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """`work`'s value; where memory does not suffice, again with half the batch size.
+
+        Calls that came to nothing are not counted.
+
+        Args:
+            work: makes batches of at most `batch_size`, and changes nothing before it returns.
+        """
+        while True:
+            calls = self.calls
+            try:
+                return work()
+            except Exception as error:
+                if self.batch_size == 1 or not self.out_of_memory(error):
+                    raise
+            # only here do the frames of the failed batch, and its tensors, no longer exist
+            self.calls, self.batch_size = calls, (self.batch_size + 1) // 2
+            self.free_memory()
+            logger.warning(
+                "LD3: out of memory; from now on at most %d samples per model call", self.batch_size
+            )
 
     def sample(
         self, solver: Discretization, noise: Tensor, latent: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from .model import Model
 from .parameters import Coordinate
 from .table import Discretization, SolverTable, rollout
 from .trajectories import TeacherTrajectories, subsample
+
+T = TypeVar("T")
 
 
 class UndefinedSamples(ValueError):
@@ -57,12 +59,30 @@ class TeacherSamples:
     def batches(self, model: Model) -> Iterator[TeacherSamples]:
         """Consecutive batches of at most the model's batch size, on its device."""
         for i in range(0, len(self), model.batch_size):
-            part = self[i : i + model.batch_size]
-            noise, latent, target = (
-                t.to(model.device) for t in (part.noise, part.latent, part.target)
-            )
-            first = None if part.first_output is None else part.first_output.to(model.device)
-            yield TeacherSamples(noise, latent, target, part.history, part.table, first)
+            yield self[i : i + model.batch_size].on_device(model)
+
+    def by_batch(self, model: Model, work: Callable[[TeacherSamples], T]) -> Iterator[T]:
+        """`work` of consecutive batches; one that memory does not suffice for is made smaller.
+
+        Args:
+            work: changes nothing but what it returns, since it may fail and be repeated.
+        """
+        done = 0
+
+        def next_batch() -> tuple[T, int]:
+            batch = self[done : done + model.batch_size].on_device(model)
+            return work(batch), len(batch)
+
+        while done < len(self):
+            found, size = model.within_memory(next_batch)
+            done += size
+            yield found
+
+    def on_device(self, model: Model) -> TeacherSamples:
+        """The same samples on the model's device, without moving the history."""
+        noise, latent, target = (t.to(model.device) for t in (self.noise, self.latent, self.target))
+        first = None if self.first_output is None else self.first_output.to(model.device)
+        return TeacherSamples(noise, latent, target, self.history, self.table, first)
 
     def student(self, model: Model, solver: Discretization) -> tuple[Tensor, list[Tensor]]:
         """Sample this batch: the result and the history, see `Model.sample`.
@@ -146,8 +166,8 @@ def sample_teacher(
     Raises:
         UndefinedSamples: the model returned infinite or undefined values.
     """
-    targets, histories, firsts = [], [], []
-    for batch in TeacherSamples(noise, latent, noise).batches(model):
+
+    def sampled(batch: TeacherSamples) -> tuple[Tensor, Tensor, Tensor]:
         before_batch()
         stored, before = None, model.calls
         if store:
@@ -162,10 +182,10 @@ def sample_teacher(
                 store.put(batch.noise, batch.latent, *stored)
         else:
             _count(model, teacher, batch, before)
-        targets.append(stored[0])
-        histories.append(stored[1])
-        firsts.append(stored[2])
-    target, history, first = (torch.cat(parts) for parts in (targets, histories, firsts))
+        return stored
+
+    parts = TeacherSamples(noise, latent, noise).by_batch(model, sampled)
+    target, history, first = (torch.cat(found) for found in zip(*parts, strict=True))
     return TeacherSamples(noise, latent, target, history, teacher.table, first)
 
 

@@ -96,11 +96,12 @@ class LD3DistillSolver(io.ComfyNode):
                 io.Int.Input(
                     "batch_size",
                     default=4,
-                    min=1,
+                    min=0,
                     max=256,
                     advanced=True,
-                    tooltip="Samples per model call. Larger is faster if memory allows. Typical: "
-                    "4; 1 for models that barely fit into memory.",
+                    tooltip="Samples per model call, at most: fewer where memory does not "
+                    "suffice. Larger can be faster; the result is the same up to rounding. 0: up "
+                    "to 16, as many as memory is free for (4 on a CPU). Typical: 4.",
                 ),
                 LD3Schedule.Input(
                     "schedule",

@@ -198,7 +198,7 @@ def test_resampled_levels_keep_the_ends_and_the_levels_of_the_same_number() -> N
         ({"sigmas": torch.tensor([0.5, 0.8, 0.2, 0.1, 0.0])}, ["sigmas", "decrease", "scheduler"]),
         ({"sigmas": torch.tensor([14.0, 8.0, 4.0, 1.0, 0.0])}, ["sigmas start at 14", "largest"]),
         ({"sigmas": torch.zeros(0)}, ["sigmas", "at least 2", "scheduler"]),
-        ({"batch_size": 0}, ["batch_size is 0"]),
+        ({"batch_size": -1}, ["batch_size is -1"]),
         ({"quality": "perfect"}, ["quality is 'perfect'"]),
         ({"distance": "pixel-l2"}, ["distance 'pixel-l2'", "vae"]),
         ({"name": "a/b"}, ["'a/b'", "name"]),

@@ -19,6 +19,7 @@ from ..model import Model
 from ..streams import Streams
 from .cfg_pp import with_guidance
 from .core_samplers import coordinate
+from .memory import out_of_memory
 from .prompts import PromptedCalls
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class GuidedRun:
 
     Args:
         model_wrap, extra_args: what ComfyUI's `Sampler.sample` received; the first is the guider.
-        batch_size: samples per network call.
+        batch_size: samples per network call, at first.
     """
 
     def __init__(self, model_wrap: Any, extra_args: dict[str, Any], batch_size: int) -> None:
@@ -109,6 +110,8 @@ class GuidedRun:
             device=device,
             batch_size=batch_size,
             denoise_guided=denoise_guided,
+            out_of_memory=out_of_memory,
+            free_memory=comfy.model_management.soft_empty_cache,
         )
 
 
@@ -186,20 +189,26 @@ class _TaskSampler(comfy.samplers.Sampler):
 def seconds_per_call(guided: GuidedRun, noise: Tensor, latent: Tensor) -> float:
     """Measured time of a model call per sample, of one batch, after one that warms up.
 
-    At the lowest noise level: patches with state notice that the next sampling begins. A training
-    that is continued keeps its first time, which decides its size.
+    The batch is the first one of its size: it also shows whether memory suffices. At the lowest
+    noise level: patches with state notice that the next sampling begins. A training that is
+    continued keeps its first time and batch size, which decide its size and last bits.
     """
     model = guided.model
-    noise, latent = (t[: model.batch_size].to(model.device) for t in (noise, latent))
 
-    def measured() -> tuple[Tensor]:
-        model.begin_batch(noise, latent)
-        x = model.scale_noise(noise, latent, model.sigma_min)
+    def measured() -> float:
+        noises, latents = (t[: model.batch_size].to(model.device) for t in (noise, latent))
+        model.begin_batch(noises, latents)
+        x = model.scale_noise(noises, latents, model.sigma_min)
         sigma = x.new_full((len(x),), model.sigma_min)
         model(x, sigma).cpu()  # which waits for the device
         started = time.perf_counter()
         model(x, sigma).cpu()
-        seconds = (time.perf_counter() - started) / len(x)
-        return (torch.tensor(seconds, dtype=torch.float64),)
+        return (time.perf_counter() - started) / len(x)
 
-    return float(model.answer(["seconds per call"], measured)[0])
+    def answered() -> tuple[Tensor, Tensor]:
+        seconds = torch.tensor(model.within_memory(measured), dtype=torch.float64)
+        return seconds, torch.tensor(model.batch_size)
+
+    seconds, size = model.answer(["seconds per call, batch size"], answered)
+    model.batch_size = int(size)
+    return float(seconds)

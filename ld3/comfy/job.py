@@ -24,6 +24,7 @@ from .latents import (
     packed,
     training_noises,
 )
+from .memory import fitting_batch
 from .mismatch import model_facts
 from .prompts import assigned, new_prompts, separated
 
@@ -89,8 +90,13 @@ class Job:
             guided.prompts.know(noises, assigned(len(noises), self.prompts, tests_from))
 
     def run(self, task: Callable[[GuidedRun], T], sigmas: Tensor, batch_size: int, seed: int) -> T:
-        """`task`'s value with model and guidance, see `guided_run.run`."""
-        latents = self.samples[:1].repeat(batch_size, *[1] * (self.samples.ndim - 1))
+        """`task`'s value with model and guidance, see `guided_run.run`.
+
+        Args:
+            batch_size: the widget's; fewer samples are called at once where memory is short.
+        """
+        batch = fitting_batch(self.model, self.shapes or [self.samples.shape[1:]], batch_size)
+        latents = self.samples[:1].repeat(batch, *[1] * (self.samples.ndim - 1))
         return run(self.guider, nested(latents, self.shapes), sigmas, task, seed, self.mask)
 
     def described(self) -> dict[str, Any]:

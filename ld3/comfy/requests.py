@@ -71,7 +71,7 @@ class TrainingOptions:
             )
         for name in ("iterations", "training_noises", "heldout_noises"):
             check_at_least(0, name, getattr(self, name))
-        check_at_least(1, "batch_size", self.batch_size)
+        check_at_least(0, "batch_size", self.batch_size)
         if not 0 <= self.minutes < math.inf:
             raise ValueError(f"minutes is {self.minutes}; use 0 (as quality says) or more")
         settings = TrainingSettings(
@@ -218,7 +218,7 @@ class DistillRequest:
         """Raise ValueError, naming the widget, for a value that no model can be used with."""
         check_cfg(self.cfg)
         check_at_least(2, "training_noises", self.training_noises)
-        check_at_least(1, "batch_size", self.batch_size)
+        check_at_least(0, "batch_size", self.batch_size)
 
 
 def check_cfg(cfg: float) -> None:

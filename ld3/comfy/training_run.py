@@ -116,7 +116,7 @@ class TrainingRun:
         """Choose the size of the training, and sample a teacher that is another model."""
         assert self.teacher_job is not None
         guided.model.journal = self.journal
-        noises = self._noises(guided, self.request.batch_size)
+        noises = self._noises(guided, guided.model.batch_size)
         guided.model.stateless = not keeps_state(guided, *noises)
         teacher = self.setup.traced_teacher(guided.model_wrap)
         self._balance(guided, teacher)
@@ -136,7 +136,7 @@ class TrainingRun:
             if request.gradient:
                 guided = stack.enter_context(differentiable_run(guided))
             guided.model.journal = self.journal
-            noises = self._noises(guided, request.batch_size)
+            noises = self._noises(guided, guided.model.batch_size)
             self._probe_state(guided, noises)
             if request.gradient:
                 check_gradient(guided, noises[0][:1], noises[1][:1])
@@ -205,7 +205,7 @@ class TrainingRun:
             return
         sizes = tuple(math.prod(shape) for shape in self.job.shapes)
         solver = teacher.discretization(self.teachers.sigmas[self.teachers.first])
-        noises = self._noises(guided, self.request.batch_size)
+        noises = self._noises(guided, guided.model.batch_size)
         samples = sample_teacher(
             guided.model, solver, *noises, self._store(guided, self.teachers.first)
         )
@@ -216,7 +216,7 @@ class TrainingRun:
         request = self.request
         if request.gradient or request.all_numbers:
             return self.settings
-        seconds = seconds_per_call(guided, *self._noises(guided, request.batch_size))
+        seconds = seconds_per_call(guided, *self._noises(guided, guided.model.batch_size))
         budget = request.calls(seconds) - guided.model.calls
         settings = within_budget(problem, self.settings, budget)
         noises = self._noises(guided, settings.training_noises)
@@ -247,7 +247,7 @@ class TrainingRun:
             name: Candidate(teacher.discretization(sigmas), self._store(guided, name))
             for name, sigmas in self.teachers.sigmas.items()
         }
-        count = teacher_choice.checked_noises(training_noises, self.request.batch_size)
+        count = teacher_choice.checked_noises(training_noises, guided.model.batch_size)
         training = noises[0][:training_noises], noises[1][:training_noises]
         rounds = teacher_choice.rounds_of(*training, count)
         return _Test(candidates, reference, rounds)

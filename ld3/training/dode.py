@@ -140,7 +140,10 @@ def distill(
     asked = ["d-ode", *student.identity, *teacher.identity]
     asked += [*training.identity, *validation.identity]
     lambdas, found = model.answer(
-        asked, lambda: _fitted(model, student, teacher, (training, validation), on_stage)
+        asked,
+        lambda: model.within_memory(
+            lambda: _fitted(model, student, teacher, (training, validation), on_stage)
+        ),
     )
     plain, error = found.tolist()
     if not lambdas.any():

@@ -105,14 +105,15 @@ def _normal_equations(
         # an image needs the whole latent
         return sample if distance.image_features else subsample(sample, RESULT_ELEMENTS)
 
-    def add(residual: Tensor, columns: list[Tensor], share: float) -> None:
+    def summand(residual: Tensor, columns: list[Tensor], share: float) -> tuple[Tensor, Tensor]:
         jacobian = torch.stack(columns, 1).float()
         weighted = distance.weights(residual).unsqueeze(1) * jacobian
         share /= len(samples) * residual.shape[1]
-        a.add_(share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu())
-        g.add_(share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu())
+        matrix = share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu()
+        vector = share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu()
+        return matrix, vector
 
-    for batch in samples.batches(model):
+    def summands(batch: TeacherSamples) -> list[tuple[Tensor, Tensor]]:
         result, history = batch.student(model, student)
         result, target = compared(result), compared(batch.target)
         states = None
@@ -130,6 +131,7 @@ def _normal_equations(
             if states:
                 states.perturb(p.k, p.solver.table, outputs, p.shared)
             del perturbed, outputs
+        found = []
         for part in distance.parts(len(result)):
             here = distance.features(result[part])
             residual = (here - distance.features(target[part])).flatten(1)
@@ -137,11 +139,18 @@ def _normal_equations(
                 (distance.features(result[part] + changes[p.k][part]) - here).flatten(1) / p.h
                 for p in perturbations
             ]
-            add(residual, columns, 1.0)
+            found.append(summand(residual, columns, 1.0))
         if states:
+            share = trajectory_weight / len(states.values)
             for m, residual in enumerate(states.values):
                 columns = [states.changes[p.k][m].float() / p.h for p in perturbations]
-                add(residual, columns, trajectory_weight / len(states.values))
+                found.append(summand(residual, columns, share))
+        return found
+
+    for found in samples.by_batch(model, summands):
+        for matrix, vector in found:
+            a += matrix
+            g += vector
     return a, g
 
 

@@ -52,12 +52,17 @@ def _equations(
     a = torch.zeros(calls - 1, calls - 1, dtype=torch.float64)
     g = torch.zeros(calls - 1, dtype=torch.float64)
     latent = Distance("pseudo-huber", distance.scale) if distance.image_features else distance
-    for batch in samples.batches(objective.model):
+
+    def of(batch: TeacherSamples) -> tuple[Tensor, Tensor]:
         result, history = batch.student(objective.model, student)
         residual = (batch.target - result).flatten(1).float()
         outputs = torch.stack([output.flatten(1).float() for output in history[columns]], 1)
         differences = outputs[:, :-1] - outputs[:, -1:]
         weighted = latent.weights(residual).unsqueeze(1) * differences
-        a += torch.einsum("bkd,bld->kl", weighted, differences).double().cpu()
-        g += torch.einsum("bkd,bd->k", weighted, residual).double().cpu()
+        matrix = torch.einsum("bkd,bld->kl", weighted, differences).double().cpu()
+        return matrix, torch.einsum("bkd,bd->k", weighted, residual).double().cpu()
+
+    for matrix, vector in samples.by_batch(objective.model, of):
+        a += matrix
+        g += vector
     return a, g

@@ -77,13 +77,16 @@ def errors(
     """
 
     def measured() -> tuple[Tensor]:
-        parts = []
-        for batch in samples.batches(model):
+        shown = []
+
+        def of(batch: TeacherSamples) -> Tensor:
             sample = batch.student(model, student)[0]
-            if on_pair is not None and not parts:
+            if on_pair is not None and not shown:
+                shown.append(True)
                 on_pair(batch.target[:1].cpu(), sample[:1].cpu())
-            parts.append(measure.of(sample, batch.target).cpu())
-        return (torch.cat(parts),)
+            return measure.of(sample, batch.target).cpu()
+
+        return (torch.cat(list(samples.by_batch(model, of))),)
 
     return model.answer([measure.name, *student.identity, *samples.identity], measured)[0]
 
