@@ -26,7 +26,9 @@ from ld3.schedule import Schedule  # noqa: E402
 from ld3.training.report import Report  # noqa: E402
 from ld3.training.verdict import verdict  # noqa: E402
 from scripts import comfyui_source  # noqa: E402
-from scripts.comfyui_server import ComfyServer, ComfyServerError, raise_for_status  # noqa: E402
+from scripts.comfyui_client import raise_for_status  # noqa: E402
+from scripts.comfyui_messages import ComfyServerError  # noqa: E402
+from scripts.comfyui_server import ComfyServer  # noqa: E402
 
 TWIN = ROOT / "tests" / "workflows" / "LD3 demo - train and compare.json"
 TRAIN, COMPARE = "5", "9"

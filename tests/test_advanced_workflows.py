@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ld3 import schedule_file
-from scripts.comfyui_server import ComfyRunError, ComfyServer
+from scripts.comfyui_client import ComfyRunError
+from scripts.comfyui_server import ComfyServer
 
 from .test_server import twin
 

@@ -20,12 +20,8 @@ from safetensors.torch import load_file
 from ld3 import schedule_file
 from ld3.schedule import Schedule
 from scripts import workflows
-from scripts.comfyui_server import (
-    ComfyRunError,
-    ComfyServer,
-    PromptRefusedError,
-    raise_for_status,
-)
+from scripts.comfyui_client import ComfyRunError, PromptRefusedError, raise_for_status
+from scripts.comfyui_server import ComfyServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -388,7 +384,7 @@ def test_a_workflow_file_opens_in_the_frontend_as_its_api_format(
 
 
 def test_server_offers_the_workflows_as_templates(server: ComfyServer) -> None:
-    offered = server._get("/workflow_templates")
+    offered = server.get("/workflow_templates")
     assert set(offered["ld3-schedules"]) == set(NAMES)
 
 

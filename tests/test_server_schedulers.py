@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from ld3 import schedule_file
-from scripts.comfyui_server import ComfyServer, PromptRefusedError
+from scripts.comfyui_client import PromptRefusedError
+from scripts.comfyui_server import ComfyServer
 
 from .test_scheduler_list import LEARNED
 

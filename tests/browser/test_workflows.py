@@ -58,7 +58,7 @@ def test_a_workflow_opens_whole_readable_and_without_overlaps(
 
 
 def test_templates_offer_the_demo_first(server: ComfyServer) -> None:
-    offered = server._get("/workflow_templates")["ld3-schedules"]
+    offered = server.get("/workflow_templates")["ld3-schedules"]
     assert sorted(offered) == NAMES and sorted(offered)[0] == DEMO
 
 
