@@ -46,6 +46,7 @@ TORCH = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0"]
 # The extra brings Node.js as a wheel: pyright needs nothing else to be installed or downloaded.
 LINT_TOOLS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414", "comfy-cli==1.23.0"]
 LINT_TOOLS += ["bandit==1.9.4"]
+RAY = ["ray==2.60.0"]
 TEST_TOOLS = [
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
@@ -130,6 +131,25 @@ def compat(session: nox.Session, version: str, frontend: str) -> None:
 
 
 @nox.session(venv_backend="none")
+def sweep(session: nox.Session) -> None:
+    """Learn a grid of schedules on several servers: nox -s sweep -- GRID.yaml --start 2."""
+    comfyui, environment, arguments = comfyui_session(session)
+    run_sweep(session, environment, comfyui, arguments)
+
+
+@nox.session(venv_backend="none")
+def sweep_ray(session: nox.Session) -> None:
+    """The same in a Ray cluster (-- GRID.yaml --ray 8); without arguments, test that."""
+    comfyui, shared, arguments = comfyui_session(session)
+    environment = Environment(session, "comfyui-ray", shared)
+    environment.install(RAY)
+    if arguments:
+        run_sweep(session, environment, comfyui, arguments)
+    else:
+        run(session, environment, "pytest", "tests/test_sweep_ray.py", LD3_COMFYUI=str(comfyui))
+
+
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check style, formatting, types and what the Comfy registry requires of a pack."""
     comfyui, environment, _ = comfyui_session(session)
@@ -156,6 +176,14 @@ def workers(arguments: list[str]) -> list[str]:
         return []
     cores = min(4, os.cpu_count() or 1)
     return ["-n", str(cores), "--dist", "loadfile", "--no-loadscope-reorder"]
+
+
+def run_sweep(
+    session: nox.Session, environment: Environment, comfyui: Path, arguments: list[str]
+) -> None:
+    """Run scripts/sweep.py."""
+    command = [str(ROOT / "scripts" / "sweep.py"), *arguments, "--comfyui", str(comfyui)]
+    session.run(environment.python, *command, external=True)
 
 
 def run(session: nox.Session, environment: Environment, module: str, *args: str, **env: str):

@@ -1,0 +1,1 @@
+"""Many trainings on many ComfyUI servers; `scripts/sweep.py` is the command."""
