@@ -1,4 +1,4 @@
-"""Development commands: `nox -s tests`, `browser`, `demo`, `bench -- NAME`, `support`, `lint`.
+"""Development commands: `nox -s tests`, `browser`, `demo`, `bench -- NAME`, `soak`, `lint`, ...
 
 They share one environment (torch alone is several GB) and one ComfyUI. After `--`, `--comfyui DIR`
 uses your own ComfyUI folder and `--comfyui-version V` another pinned version; everything else is
@@ -47,6 +47,7 @@ TORCH = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0"]
 LINT_TOOLS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414", "comfy-cli==1.23.0"]
 LINT_TOOLS += ["bandit==1.9.4"]
 RAY = ["ray==2.60.0"]
+PIP_AUDIT = "pip-audit==2.10.1"
 TEST_TOOLS = [
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
@@ -147,6 +148,27 @@ def sweep_ray(session: nox.Session) -> None:
         run_sweep(session, environment, comfyui, arguments)
     else:
         run(session, environment, "pytest", "tests/test_sweep_ray.py", LD3_COMFYUI=str(comfyui))
+
+
+@nox.session(venv_backend="none")
+def soak(session: nox.Session) -> None:
+    """Train, sample, interrupt and misuse one server, at most 30 minutes; see docs/reliability."""
+    comfyui, environment, arguments = comfyui_session(session)
+    script, variables = str(ROOT / "scripts" / "soak.py"), {"OMP_WAIT_POLICY": "PASSIVE"}
+    arguments = ["--comfyui", str(comfyui), *arguments]
+    session.run(environment.python, script, *arguments, env=variables, external=True)
+
+
+@nox.session(venv_backend="none")
+def audit(session: nox.Session) -> None:
+    """Look up known weaknesses of all installed packages; needs PyPI's vulnerability service."""
+    _, environment, arguments = comfyui_session(session)
+    tool = Environment(session, "audit")
+    tool.install([PIP_AUDIT])
+    shown = [environment.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(shown, capture_output=True, check=True, text=True).stdout.strip()
+    # strict: a package that the service does not know is not a package without weaknesses
+    run(session, tool, "pip_audit", "--strict", "--path", packages, *arguments)
 
 
 @nox.session(venv_backend="none")

@@ -160,6 +160,10 @@ class ComfyClient:
         """Interrupt the running prompt, or only the given one."""
         self._post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
+    def clear_history(self) -> None:
+        """Forget finished prompts, of which the server keeps 10,000."""
+        self._post("/history", {"clear": True})
+
     def fetch_image(self, record: dict[str, str]) -> Image.Image:
         """Download an image that a node reported, e.g. `outputs["9"]["images"][0]`."""
         query = urllib.parse.urlencode(

@@ -19,6 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from scripts.comfyui_client import ComfyClient
 from scripts.comfyui_messages import ComfyServerError
 
@@ -143,6 +145,12 @@ class ComfyServer(ComfyClient):
         """The ids of the pack's nodes that the running server has registered."""
         module = f"custom_nodes.{PACK_FOLDER}"
         return {k for k, v in self.object_info().items() if v["python_module"] == module}
+
+    def memory(self) -> float:
+        """Megabytes of memory that the server holds now."""
+        self.check_alive()
+        assert self._process is not None
+        return psutil.Process(self._process.pid).memory_info().rss / 2**20
 
     def log_text(self) -> str:
         """Everything the server has logged so far."""

@@ -21,8 +21,9 @@ from ld3.schedule_file import ScheduleFileError, check_name, decoded
 from ld3.shown_text import shown
 from ld3.training.report import Report
 from ld3.training.teacher_choice import TeacherCheck
-from scripts import fuzz
+from scripts import fuzz, fuzz_coverage
 
+CORPUS = Path(__file__).parent / "data" / "fuzz"
 bounded = settings(
     max_examples=150,
     deadline=None,
@@ -48,6 +49,23 @@ def test_no_reader_raises_an_undocumented_error(name: str, tmp_path: Path) -> No
     readers = fuzz.readers(tmp_path)
     assert len(readers) == 8 and sum(reader.share for reader in readers.values()) >= 1
     assert fuzz.run(name, readers[name], 250) == 250
+
+
+@pytest.mark.parametrize("folder", sorted(CORPUS.iterdir()), ids=lambda folder: folder.name)
+def test_what_fuzzing_by_coverage_found_is_read_or_refused(folder: Path, tmp_path: Path) -> None:
+    reader, files = fuzz.readers(tmp_path)[folder.name], sorted(folder.iterdir())
+    assert len(files) >= 10
+    for path in files:
+        fuzz_coverage.read(folder.name, reader, path.read_bytes())
+
+
+def test_a_corpus_begins_with_inputs_that_its_reader_reads(tmp_path: Path) -> None:
+    readers = fuzz.readers(tmp_path)
+    for name in fuzz_coverage.INPUTS:
+        for data in fuzz_coverage.first_files(name, readers):
+            fuzz_coverage.read(name, readers[name], data)
+            changed = fuzz_coverage.changed(name, data, random.Random(len(data)))
+            fuzz_coverage.read(name, readers[name], changed)
 
 
 def test_a_case_that_is_lost_ends_the_run(tmp_path: Path) -> None:

@@ -140,8 +140,19 @@ def test_shown_text_is_short_and_keeps_its_ends() -> None:
 
 @pytest.fixture
 def disk(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`disk.fails(code, after)`: writes fail with an error code, after so many good ones."""
-    real = os.fsync
+    """`disk.fails(code, after)`: writes fail with an error code, after so many good ones.
+
+    `disk.full_of_files()`: nothing can be created, as without inodes.
+    """
+    real, real_open = os.fsync, Path.open
+
+    def full_of_files() -> None:
+        def create(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+            if "x" in mode or "w" in mode:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real_open(path, mode, *more, **named)
+
+        monkeypatch.setattr(Path, "open", create)
 
     def fails(code: int, after: int = 0) -> None:
         left = [after]
@@ -154,21 +165,29 @@ def disk(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(os, "fsync", fsync)
 
-    return SimpleNamespace(fails=fails, works=lambda: monkeypatch.setattr(os, "fsync", real))
+    def works() -> None:
+        monkeypatch.setattr(os, "fsync", real)
+
+    return SimpleNamespace(fails=fails, full_of_files=full_of_files, works=works)
 
 
 FAULTS = [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES, errno.EDQUOT]
+NO_INODES = 0
 
 
-@pytest.mark.parametrize("code", FAULTS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", [*FAULTS, NO_INODES], ids=errno.errorcode.get)
 def test_a_folder_that_cannot_be_written_is_reported_before_the_learning(
     code: int, train: Any, disk: Any, ld3_folder: Path, demo_inputs: Any
 ) -> None:
     before, calls = set(ld3_folder.iterdir()), []
     model = demo_inputs["model"].clone()
     model.set_model_unet_function_wrapper(lambda *a: calls.append(a))
-    disk.fails(code)
-    with pytest.raises(ValueError, match=f"nothing can be written .{os.strerror(code)}"):
+    if code == NO_INODES:
+        disk.full_of_files()
+    else:
+        disk.fails(code)
+    reason = os.strerror(code or errno.ENOSPC)
+    with pytest.raises(ValueError, match=f"nothing can be written .{reason}"):
         train(name="unwritable", seed=5, model=model)
     assert not calls and set(ld3_folder.iterdir()) == before
 

@@ -70,6 +70,13 @@ def keeps_state(guided: GuidedRun, noise: Tensor, latent: Tensor) -> bool:
         )
     difference = repeat_difference(once[ALONE], alone)
     if difference <= REPEAT_TOLERANCE:
+        if torch.equal(once[-1], once[-2]):
+            logger.warning(
+                "LD3: the model ignores the noise level: its output is the same at two of them. "
+                "Levels at which it is evaluated (decoupled times) cannot help. If it should not "
+                "be so, check the model in a plain KSampler. Patched on it: %s",
+                patched,
+            )
         return False
     logger.warning(
         "LD3: outputs of the model depend on earlier steps (by %.1f %%), so no calls are shared "
@@ -119,13 +126,21 @@ def _levels(model: Model) -> Tensor:
 
 
 def _sweep(model: Model, noise: Tensor, latent: Tensor) -> list[Tensor]:
+    """Outputs at all levels; those at the last two are for the same x."""
     levels = _levels(model)
     model.begin_rollout(torch.cat([levels, torch.zeros(1)]))
-    return [_call(model, noise, latent, level) for level in levels]
+    states = [*levels[:-1], levels[-2]]
+    return [
+        _call(model, noise, latent, level, state)
+        for level, state in zip(levels, states, strict=True)
+    ]
 
 
-def _call(model: Model, noise: Tensor, latent: Tensor, level: Tensor) -> Tensor:
-    x = model.scale_noise(noise, latent, float(level))
+def _call(
+    model: Model, noise: Tensor, latent: Tensor, level: Tensor, state: Tensor | None = None
+) -> Tensor:
+    """The output at a level, for the noised latent of that level or of another, `state`."""
+    x = model.scale_noise(noise, latent, float(level if state is None else state))
     return _output(model, x, level.to(model.device).expand(len(x)))
 
 

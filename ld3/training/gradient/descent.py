@@ -11,7 +11,9 @@ its own gradient, is projected back onto the ball, and is kept only where the lo
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ from .differentiable_rollout import (
 from .gradient_settings import GradientSettings
 from .recompute import recomputed
 
+logger = logging.getLogger(__name__)
 CALLS_PER_GRADIENT = 4  # a network call, its repetition, and a backward pass that counts as two
 CALLS_PER_SECANT = 2
 
@@ -157,6 +160,12 @@ class GradientDescent:
         kept = torch.where(_per_sample(better, candidate), candidate, batch.noise.detach())
         self.noise[batch.index] = kept.to(self.noise)
 
+    @property
+    def diverged(self) -> bool:
+        """Whether noise levels coincide or a number is undefined: no sampler can be run there."""
+        found = self._sigmas()
+        return not (bool((found.diff() < 0).all()) and bool(torch.isfinite(self.extras).all()))
+
     def reduce_rates(self, factor: float) -> None:
         """Multiply all learning rates."""
         self.decay *= factor
@@ -218,20 +227,33 @@ def descend_by_gradient(
         descent = GradientDescent(
             validation.objective, learned, theta, training, gradient, phase.updates
         )
-        for _ in range(phase.rounds):
-            for chosen in torch.randperm(len(training), generator=order).split(gradient.batch):
-                descent.update(chosen)
-                validation.progress.stage(
-                    f"learning by gradient: update {descent.done} of {phase.updates}"
+        for chosen in _batches(len(training), phase.rounds, gradient.batch, order):
+            descent.update(chosen)
+            validation.progress.stage(
+                f"learning by gradient: update {descent.done} of {phase.updates}"
+            )
+            if descent.diverged:
+                logger.warning(
+                    "LD3: learning by gradient diverged in update %d of %d; the best schedule "
+                    "before is kept. Use the optimizer gauss-newton",
+                    descent.done,
+                    phase.updates,
                 )
-                if descent.done % phase.updates_per_validation and descent.done != phase.updates:
-                    continue
-                before, theta = validation.best.error, descent.theta().detach()
-                validation.consider(name, learned.discretization(theta), theta)
-                without_progress = 0 if validation.best.error < before else without_progress + 1
-                if without_progress >= gradient.patience and not gradient.adam:
-                    descent.reduce_rates(0.8)
-                    without_progress = 0
+                break
+            if descent.done % phase.updates_per_validation and descent.done != phase.updates:
+                continue
+            before, theta = validation.best.error, descent.theta().detach()
+            validation.consider(name, learned.discretization(theta), theta)
+            without_progress = 0 if validation.best.error < before else without_progress + 1
+            if without_progress >= gradient.patience and not gradient.adam:
+                descent.reduce_rates(0.8)
+                without_progress = 0
+
+
+def _batches(count: int, rounds: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Indices of the samples of every update: all of them in a new order each round."""
+    for _ in range(rounds):
+        yield from torch.randperm(count, generator=order).split(size)
 
 
 def planned_calls(parameters: SolverParameters, settings: TrainingSettings, secant: bool) -> int:
