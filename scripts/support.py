@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
+import importlib
 import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,37 +109,40 @@ def page(found: dict[str, Any]) -> str:
     return "".join(lines) + SAMPLERS
 
 
-def _models() -> Any:
-    """tests/models.py; ComfyUI has a package `tests` of its own."""
-    spec = importlib.util.spec_from_file_location("support_models", ROOT / "tests" / "models.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["support_models"] = module
-    spec.loader.exec_module(module)
-    return module
+def _test_module(name: str) -> Any:
+    """A module of tests/, under another name: ComfyUI has a package `tests` of its own."""
+    if "support_tests" not in sys.modules:
+        package = ModuleType("support_tests")
+        package.__path__ = [str(ROOT / "tests")]
+        sys.modules["support_tests"] = package
+    return importlib.import_module(f"support_tests.{name}")
 
 
 def names() -> list[str]:
     """Of all rows."""
-    return list(_sources(_models()))
+    return list(_sources())
 
 
-def _sources(models: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """The family of each row, and how its weights are stored."""
-    sources = {name: (family, {}) for name, family in models.FAMILIES.items()}
-    sources |= {f"weights: {n}": (models.FLUX_FAMILY, w) for n, w in models.WEIGHTS.items()}
-    return sources | {PATCHED + name: (models.SD15, {}) for name in models.VARIANTS}
+def _sources() -> dict[str, tuple[Any, Callable[[], Any]]]:
+    """The family of each row, and what makes its MODEL."""
+    models = _test_module("models")
+    made, sd15 = models.family_model, models.SD15
+    sources = {name: (family, partial(made, family)) for name, family in models.FAMILIES.items()}
+    sources |= {
+        f"weights: {name}": (models.FLUX_FAMILY, partial(made, models.FLUX_FAMILY, **weights))
+        for name, weights in models.WEIGHTS.items()
+    }
+    for name, patch in models.VARIANTS.items():
+        sources[PATCHED + name] = sd15, lambda patch=patch: patch(made(sd15))
+    return sources
 
 
 def cases(only: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
     """Name, MODEL, two conditionings and LATENT of every row that contains `only`, one by one."""
-    models = _models()
-    for name, (family, weights) in _sources(models).items():
+    models = _test_module("models")
+    for name, (family, model) in _sources().items():
         if only in name:
-            model = models.family_model(family, **weights)
-            patch = models.VARIANTS.get(name.removeprefix(PATCHED))
-            model = patch(model) if patch else model
-            yield name, model, models.conditionings(family), models.latent(family)
+            yield name, model(), models.conditionings(family), models.latent(family)
 
 
 def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -> dict[str, Any]:
@@ -187,15 +192,15 @@ def check_gradients(inputs: Any) -> None:
     from ld3.comfy.gradient.gradient_check import check_gradient
     from ld3.comfy.guided_run import run
     from ld3.comfy.guiders import cfg_guider
-    from ld3.comfy.latents import noise_for
+    from ld3.comfy.latents import noise_for, packed
     from ld3.comfy.model_state import keeps_state, refuse_state
 
     latent = inputs.latent_image["samples"]
-    noise = noise_for(latent, SEED)
+    noise, image = packed(noise_for(latent, SEED))[0], packed(latent)[0]
 
     def task(guided: Any) -> None:
         with differentiable_run(guided) as differentiable:
-            tensors = noise.clone(), guided.latents(latent).clone()
+            tensors = noise.clone(), guided.latents(image).clone()
             if keeps_state(differentiable, *tensors):
                 raise refuse_state("optimizer")
             check_gradient(differentiable, *tensors)
@@ -212,12 +217,13 @@ def differences(inputs: Any, schedule: Any) -> tuple[float, float]:
     from ld3.comfy import core_samplers
     from ld3.comfy.guided_run import run
     from ld3.comfy.guiders import cfg_guider
-    from ld3.comfy.latents import noise_for
+    from ld3.comfy.latents import noise_for, packed
     from ld3.comfy.sampling import schedule_sampler
     from ld3.table import Discretization
 
     plain, latent = schedule.plain_sigmas, inputs.latent_image["samples"]
     noise, negative = noise_for(latent, SEED), inputs.negative
+    flat, image = packed(noise)[0], packed(latent)[0]
 
     def task(guided: Any) -> list[Any]:
         core = core_samplers.sampler_object(SAMPLER)
@@ -225,7 +231,7 @@ def differences(inputs: Any, schedule: Any) -> tuple[float, float]:
         learned = Discretization(schedule.sigmas, schedule.table)
         solvers = [traced.discretization(plain), learned]
         samples = [
-            guided.model.sample(solver, noise, guided.latents(latent))[0] for solver in solvers
+            guided.model.sample(solver, flat, guided.latents(image))[0] for solver in solvers
         ]
         inner, end = guided.model_wrap.inner_model, torch.zeros(())
         return [
@@ -245,6 +251,7 @@ def differences(inputs: Any, schedule: Any) -> tuple[float, float]:
             inputs.model, noise, CFG, sampler, sigmas.clone(), inputs.positive, negative, latent,
             disable_pbar=True, seed=SEED,
         )  # fmt: skip
+        core = packed(core)[0]
         found.append(float((core - wanted).abs().max() / core.abs().max()))
     return found[0], found[1]
 

@@ -1,7 +1,7 @@
 """ComfyUI's own model classes, tiny and with random weights: a model of each family people sample.
 
-`FAMILIES` have networks of their own; `VARIANTS` are noise levels, weights and patches of one small
-network, each made as a loader or a core node makes it.
+`FAMILIES` have networks of their own, `NESTED` make video and audio at once; `VARIANTS` are noise
+levels, weights and patches of one small network, each made as a loader or a core node makes it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import comfy.ops
 import comfy.supported_models
 import comfy_extras.nodes_model_advanced as advanced
 import torch
+from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
@@ -31,6 +32,7 @@ class Family:
     Attributes:
         config: the class's name. unet: its network's options.
         latent: a latent's shape without the batch.
+        audio: that of a second latent, nested with the first.
         text: width of a prompt's tokens. pooled: width of its pooled output, 0 for none.
         weights: what the class reads from a checkpoint to detect its prediction.
         options: further contents of the conditioning.
@@ -43,6 +45,7 @@ class Family:
     pooled: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    audio: tuple[int, ...] = ()
 
 
 UNET = {
@@ -99,6 +102,15 @@ LTXV = {
     "image_model": "ltxv", "num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "cross_attention_dim": 32, "caption_channels": 16, "in_channels": 128,
 }  # fmt: skip
+LTX2 = LTXV | {
+    "image_model": "ltxav", "audio_in_channels": 128, "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8, "audio_cross_attention_dim": 16,
+}  # fmt: skip
+MINIMAX = {
+    "image_model": "minimax_h3", "hidden_size": 64, "num_layers": 1, "token_refiner_num_layers": 1,
+    "num_attention_heads": 2, "attention_head_dim": 32, "ffn_hidden_size": 64, "text_dim": 48,
+    "time_embed_hidden_size": 32, "time_embed_dim": 32, "rope_inv_freq_len": 4,
+}  # fmt: skip
 HUNYUAN_VIDEO = {
     "image_model": "hunyuan_video", "in_channels": 16, "patch_size": [1, 2, 2], "out_channels": 16,
     "vec_in_dim": 8, "context_in_dim": 16, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2,
@@ -152,6 +164,14 @@ FAMILIES = {
     "Cosmos Predict2": Family("CosmosT2IPredict2", COSMOS2, (16, 1, 8, 8)),
     "Stable Audio": Family("StableAudio", STABLE_AUDIO, (64, 16), 768, 0, SECONDS),
 }
+NESTED = {
+    "LTX-2, video and audio": Family(
+        "LTXAV", LTX2, (128, 2, 4, 4), 32, options=LTXV_OPTIONS, audio=(8, 6, 16)
+    ),
+    "MiniMax H3, video and audio": Family(
+        "MiniMaxH3", MINIMAX, (24, 2, 4, 4), 48, audio=(32, 2, 6)
+    ),
+}
 SD15, FLUX_FAMILY = FAMILIES["SD 1.5"], FAMILIES["Flux schnell"]
 
 
@@ -163,7 +183,9 @@ def randomised(network: torch.nn.Module) -> None:
         inputs = weight[0].numel() if weight.ndim > 1 else 0
         weight.data.copy_(random / inputs**0.5 if inputs else 1 + 0.1 * random)
     for name, buffer in network.named_buffers():
-        if name.endswith("pos_embed"):  # of SD 3, read from its file
+        if name.endswith(
+            ("pos_embed", "inv_freq")
+        ):  # of SD 3 and MiniMax H3, read from their files
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
 
 
@@ -197,10 +219,15 @@ def conditionings(family: Family) -> tuple[Any, Any]:
     return made[0], made[1]
 
 
-def latent(family: Family) -> dict[str, Tensor]:
+def latent(family: Family) -> dict[str, Any]:
     """A LATENT with one sample: an image, which models that start at it need."""
-    noise = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(2))
-    return {"samples": 0.5 * noise}
+    generator = torch.Generator().manual_seed(2)
+    streams = [
+        0.5 * torch.randn(1, *shape, generator=generator)
+        for shape in (family.latent, family.audio)
+        if shape
+    ]
+    return {"samples": NestedTensor(streams) if family.audio else streams[0]}
 
 
 Patch = Callable[[Any], Any]
