@@ -56,6 +56,9 @@ class Model:
         denoise_guided: for CFG++ samplers; None where there is no guidance.
         out_of_memory: whether an error says that memory did not suffice.
         free_memory: called after such an error, when what failed is not referred to any more.
+        boundary: of two models (`ld3.experts`), the noise level at and above which the first is
+            used, and below which `low_noise`; 0 for one model.
+        low_noise, low_noise_guided: `denoise` and `denoise_guided` of the second.
         journal: keeps answers for an interrupted training; None keeps none.
         calls: network evaluations so far, counted per sample (guidance is not counted twice).
     """
@@ -74,17 +77,32 @@ class Model:
     denoise_guided: GuidedDenoiser | None = None
     out_of_memory: Callable[[Exception], bool] = lambda error: False
     free_memory: Callable[[], None] = lambda: None
+    boundary: float = 0.0
+    low_noise: Denoiser | None = None
+    low_noise_guided: GuidedDenoiser | None = None
     journal: Journal | None = None
     calls: int = field(default=0, init=False)
 
-    def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
-        """x0 (batch, *latent), or with `guidance` the pair of x0 and G, see `GuidedDenoiser`."""
+    def __call__(
+        self, x: Tensor, sigma: Tensor, guidance: bool = False, low: bool | None = None
+    ) -> Any:
+        """x0 (batch, *latent), or with `guidance` the pair of x0 and G, see `GuidedDenoiser`.
+
+        Args:
+            low: of two models, whether the second is meant; if None the noise level decides.
+        """
         self.calls += x.shape[0]
+        denoise, guided = self.denoise, self.denoise_guided
+        if self.low_noise is not None:
+            if low is None:
+                low = bool(sigma.reshape(-1)[0] < sigma.new_tensor(self.boundary))
+            if low:
+                denoise, guided = self.low_noise, self.low_noise_guided
         if not guidance:
-            return self.denoise(x, sigma)
-        if self.denoise_guided is None:
+            return denoise(x, sigma)
+        if guided is None:
             raise ValueError("this model has no guidance, which CFG++ samplers use")
-        return self.denoise_guided(x, sigma)
+        return guided(x, sigma)
 
     def answer(self, asked: list[Any], compute: Callable[[], Answers]) -> Answers:
         """`compute`'s tensors, or those of an interrupted training, see `ld3.journal`."""

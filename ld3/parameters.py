@@ -60,12 +60,15 @@ class StepParameters:
         sigma_min: lowest level a free sigma may take.
         end: last level, fixed; 0 for a complete sampling, above 0 for its first part if it is
             split.
+        boundary: of two models (`ld3.experts`), the noise level below which the last step starts;
+            0 for one model.
     """
 
     coordinate: Coordinate
     start: float
     sigma_min: float
     end: float = 0.0
+    boundary: float = 0.0
 
     def sigmas(self, u: Tensor) -> Tensor:
         """The schedule (N+1,) float32 on the CPU for free coordinates u (N-1,)."""
@@ -98,7 +101,15 @@ class StepParameters:
     def room_for(self, steps: int) -> bool:
         """Whether `steps` levels fit between start and floor with the smallest gap between them."""
         upper, lower = self.bounds()
-        return lower + MIN_GAP * max(steps - 2, 0) <= upper
+        return lower + MIN_GAP * max(steps - 2, 0) <= upper and lower <= self._last_limit()
+
+    def _wall(self) -> float:
+        """The boundary's coordinate."""
+        return float(self.coordinate.from_sigma(torch.tensor(self.boundary, dtype=torch.float64)))
+
+    def _last_limit(self) -> float:
+        """The upper limit of the last free coordinate."""
+        return self._wall() - MIN_GAP if self.boundary else math.inf
 
     def stepped(self, u: Tensor, step: Tensor) -> Tensor:
         """u + step, limited so that every gap keeps 30 % of its size and at least the minimum gap.
@@ -109,6 +120,8 @@ class StepParameters:
         above = torch.cat([u.new_tensor([upper + MIN_GAP]), u[:-1]])
         kept = [max(KEPT_GAP * gap, MIN_GAP) for gap in (above - u).tolist()]
         stepped = (u + step).tolist()
+        if stepped:
+            stepped[-1] = min(stepped[-1], self._last_limit())
         limit = upper + MIN_GAP
         for k in range(len(stepped)):
             limit = stepped[k] = min(stepped[k], limit - kept[k])
@@ -121,16 +134,25 @@ class StepParameters:
         return u.new_tensor(stepped)
 
     def perturbation(self, u: Tensor, k: int, h: float) -> float:
-        """A signed difference of about h for level k that stays well inside its gaps."""
+        """A signed difference of about h for level k that stays well inside its gaps.
+
+        And on its side of the boundary: beyond it another model would be called.
+        """
         upper, lower = self.bounds()
         above = (float(u[k - 1]) if k else upper + MIN_GAP) - float(u[k])
         below = float(u[k]) - (float(u[k + 1]) if k + 1 < len(u) else lower)
+        if self.boundary:
+            to_wall = float(u[k]) - self._wall()
+            above, below = (
+                (above, min(below, to_wall)) if to_wall >= 0 else (min(above, -to_wall), below)
+            )
         return min(h, 0.5 * above) if above >= below else -min(h, 0.5 * below)
 
     def separated(self, u: Tensor) -> Tensor:
         """The descending vector u (N-1,), moved into the bounds and at least `MIN_GAP` apart."""
         upper, lower = self.bounds()
         u = u.double().clone()
+        u[-1:].clamp_(max=self._last_limit())
         for k in range(len(u)):
             u[k] = min(float(u[k]), (float(u[k - 1]) if k else upper + MIN_GAP) - MIN_GAP)
         for k in range(len(u) - 1, -1, -1):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .experts import check_boundary, high_steps, parts
 from .parameters import check_sigmas
-from .table import SolverTable
+from .table import Discretization, SolverTable
 from .tracing import CALLS_PER_STEP
 
-FORMAT_VERSION = 2  # 2: extras, such as decoupled times
+FORMAT_VERSION = 3  # 2: extras, such as decoupled times; 3: two models
+ONE_MODEL = 2  # what files of one model say, which older versions of the pack can read
 INPAINT = "inpaint_options"  # of sampler_options
 MOST_STEPS, MOST_CALLS = 100, 200  # tracing a sampler's table takes time by the square
 
@@ -37,6 +39,10 @@ class ScheduleInfo:
         method, settings: how it was learned, with which constants.
         settings_hash: identical trainings have identical hashes.
         report: `ld3.training.report.Report.as_json()`, or what `ld3.comfy.distilling_job` writes.
+        boundary: of two models (`ld3.experts`), the noise level from which on the second samples; 0
+            for one.
+        high_steps, high_calls: the steps and model calls of the first of two models; or 0.
+        low_model_fingerprint, low_model_file: which model the second is.
         pack_version, comfyui_version, created: provenance, created in UTC (ISO 8601).
         note: what its owner wrote about it.
     """
@@ -64,7 +70,12 @@ class ScheduleInfo:
     comfyui_version: str = ""
     created: str = ""
     note: str = ""
-    format_version: int = FORMAT_VERSION
+    boundary: float = 0.0
+    high_steps: int = 0
+    high_calls: int = 0
+    low_model_fingerprint: str = ""
+    low_model_file: str = ""
+    format_version: int = ONE_MODEL
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ class OtherStepsInfo:
     extras: list[str]
     steps_sigmas: list[float]
     report: dict[str, Any]
+    high_steps: int = 0
+    high_calls: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +132,43 @@ class Schedule:
                     f"steps_sigmas must have {len(self.sigmas)} levels with the ends of sigmas; "
                     f"got {len(self.plain_sigmas)}"
                 )
+
+        self._check_boundary()
+
+    def _check_boundary(self) -> None:
+        info = self.info
+        split = self.table.split or 0, high_steps(self.sigmas, info.boundary)
+        if not info.boundary:
+            split = split[0], 0
+        if split != (info.high_calls, info.high_steps):
+            raise ValueError(
+                f"{info.high_steps} steps and {info.high_calls} calls before the boundary "
+                f"{info.boundary:g} do not fit to the table and the noise levels"
+            )
+        if info.boundary:
+            check_boundary(self.sigmas, info.boundary)
+            check_boundary(self.plain_sigmas, info.boundary)
+            parts(self.table)
+
+    @property
+    def plain_parts(self) -> tuple[Tensor, Tensor] | None:
+        """`plain_sigmas` up to and from the split; None if the schedule is for one model."""
+        return self._split(self.plain_sigmas)
+
+    @property
+    def own_parts(self) -> tuple[Discretization, Discretization] | None:
+        """What the first and the second of two models sample; None for one model."""
+        levels = self._split(self.sigmas)
+        if levels is None:
+            return None
+        high, low = parts(self.table)
+        return Discretization(levels[0], high), Discretization(levels[1], low)
+
+    def _split(self, sigmas: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self.info.boundary:
+            return None
+        high = high_steps(sigmas, self.info.boundary)
+        return sigmas[: high + 1], sigmas[high:]
 
     def in_steps(self, steps: int) -> Schedule:
         """The schedule in another number of steps; ValueError if it has none.

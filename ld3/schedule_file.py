@@ -155,7 +155,8 @@ def _schedule(tensors: dict[str, Tensor], prefix: str, info: ScheduleInfo, name:
         if found.dtype != (torch.int64 if k == "callback_calls" else dtype):
             raise ValueError(f"{prefix + k} is {found.dtype}")
     # copies: these tensors lie in the file's bytes
-    table = SolverTable(*(tensors[prefix + k].clone() for k in TENSORS[1:]))
+    copies = (tensors[prefix + k].clone() for k in TENSORS[1:])
+    table = SolverTable(*copies, split=info.high_calls or None)
     if float(table.weights.abs().max()) > MOST_WEIGHT:
         raise ValueError(f"a weight is above {MOST_WEIGHT:g}")
     return Schedule(tensors[f"{prefix}sigmas"].float(), table, info, name)
@@ -245,7 +246,7 @@ def _check_info(info: ScheduleInfo) -> None:
         raise ValueError("a text is too long")
     if len(info.extras) > MOST_EXTRAS or len(info.steps_sigmas) > MOST_STEPS + 1:
         raise ValueError("a list is too long")
-    if not (0 < info.denoise <= 1 and 0 < info.sigma_max and 0 <= info.cfg):
+    if not (0 < info.denoise <= 1 and 0 < info.sigma_max and 0 <= min(info.cfg, info.boundary)):
         raise ValueError("a value is out of range")
     options = info.sampler_options.get(INPAINT, {})
     if not has_type(options, INPAINT_TYPE):

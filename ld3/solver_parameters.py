@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .experts import continued
 from .parameters import StepParameters
 from .table import Discretization, Extra
 from .tracing import TracedSampler
@@ -98,35 +99,50 @@ class SolverParameters:
         solver = self.sampler.discretization(self.levels.sigmas(theta[: self.free_levels]))
         if self.size == self.free_levels:
             return solver
+        table, split = solver.table, solver.table.split
         table = replace(
-            solver.table,
-            weights=self.corrected_weights(theta, solver.table.weights),
-            eval_sigmas=self.decoupled_sigmas(theta, solver.table.state_sigmas),
+            table,
+            weights=self.corrected_weights(theta, table.weights, split),
+            eval_sigmas=self.decoupled_sigmas(theta, table.state_sigmas, split),
         )
         return Discretization(solver.sigmas, table, self.extras)
 
-    def corrected_weights(self, theta: Tensor, weights: Tensor) -> Tensor:
-        """The sampler's weights with theta's corrections, of D alone; differentiable."""
+    def corrected_weights(self, theta: Tensor, weights: Tensor, split: int | None = None) -> Tensor:
+        """The sampler's weights with theta's corrections, of D alone; differentiable.
+
+        Args:
+            split: of the table: no correction uses an output of the other model.
+        """
         if not self.order:
             return weights
         change, outputs = torch.zeros_like(weights), (weights.shape[1] - 1) // self.calls
         for c, (m, j) in zip(theta[self.free_levels + self.times :], self.corrections, strict=True):
+            if split is not None and m - 1 - j < split < m:
+                continue
             latest = 1 + outputs * (m - 1)
             earlier, moved = latest - outputs * j, c * weights[m, latest]
             change[m, latest] = change[m, latest] + moved
             change[m, earlier] = change[m, earlier] - moved
-        return weights + change
+        return weights + (change if split is None else continued(change, weights, split))
 
-    def decoupled_sigmas(self, theta: Tensor, state_sigmas: Tensor) -> Tensor:
-        """Where the network is evaluated, (M,), within the levels it knows; differentiable."""
+    def decoupled_sigmas(
+        self, theta: Tensor, state_sigmas: Tensor, split: int | None = None
+    ) -> Tensor:
+        """Where the network is evaluated, (M,), within the levels it knows; differentiable.
+
+        Two models know those on their side of the boundary.
+        """
         if not self.decoupled:
             return state_sigmas
         offsets = torch.cat(
             [theta.new_zeros(1), theta[self.free_levels : self.free_levels + self.times]]
         )
         shifted = self.levels.coordinate.shifted(state_sigmas, offsets)
-        lowest = state_sigmas.detach().clamp(max=self.levels.sigma_min)
-        highest = state_sigmas.detach().clamp(min=self.sigma_max)
+        states = state_sigmas.detach()
+        lowest, highest = states.clamp(max=self.levels.sigma_min), states.clamp(min=self.sigma_max)
+        if split is not None:
+            lowest[:split] = states[:split].clamp(max=self.levels.boundary)
+            highest[split:] = states[split:].clamp(min=self.levels.boundary)
         return torch.minimum(torch.maximum(shifted, lowest), highest)
 
     def stepped(self, theta: Tensor, step: Tensor) -> Tensor:

@@ -76,11 +76,13 @@ class Streams:
 
             return scaled
 
-        guided = model.denoise_guided
+        calls = {
+            name: getattr(model, name)
+            for name in ("denoise", "denoise_guided", "low_noise", "low_noise_guided")
+        }
         return replace(
             model,
-            denoise=calling(model.denoise),
-            denoise_guided=None if guided is None else calling(guided),
+            **{name: calling(call) for name, call in calls.items() if call is not None},
             scale_noise=lambda noise, latent, sigma: self.scaled(
                 model.scale_noise(unscaled(noise), unscaled(latent), sigma)
             ),

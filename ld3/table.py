@@ -54,12 +54,14 @@ class SolverTable:
         weights: (M+1, 1+M), row m combines x_init and D_0..D_{m-1} into X_m; the last row is the
             result. For CFG++ samplers (M+1, 1+2M): x_init, D_0, G_0, D_1, ..
         callback_calls: (steps reported,) int64, the model calls whose output a callback reported.
+        split: of two models (`ld3.experts`), the first call of the low-noise one; None for one.
     """
 
     state_sigmas: Tensor
     eval_sigmas: Tensor
     weights: Tensor
     callback_calls: Tensor
+    split: int | None = None
 
     def __post_init__(self) -> None:
         calls = self.state_sigmas.numel()
@@ -81,6 +83,8 @@ class SolverTable:
         reported = self.callback_calls
         if reported.ndim != 1 or any(not 0 <= call < calls for call in reported.tolist()):
             raise ValueError(f"callback_calls must name calls 0..{calls - 1}")
+        if self.split is not None and not 0 < self.split < calls:
+            raise ValueError(f"split must be in 1..{calls - 1}, so that each model is called")
 
     @property
     def model_calls(self) -> int:
@@ -105,12 +109,15 @@ class SolverTable:
         Differences below 1e-10 relative are rounding of the trace, far below the float32 of a
         network.
         """
-        for m in range(min(self.model_calls, other.model_calls)):
+        calls = min(self.model_calls, other.model_calls)
+        if self.split != other.split:  # from there on one calls the other model
+            calls = min(calls, *(t.split for t in (self, other) if t.split is not None))
+        for m in range(calls):
             mine = torch.cat([self.weights[m], self.eval_sigmas[m : m + 1]])
             theirs = torch.cat([other.weights[m], other.eval_sigmas[m : m + 1]])
             if not torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12):
                 return m
-        return min(self.model_calls, other.model_calls)
+        return calls
 
     def starts_as(self, other: SolverTable) -> bool:
         """Whether the first model call is the same: its input, outputs and where it is evaluated.
@@ -177,27 +184,33 @@ def combine(weights: Tensor, history: list[Tensor]) -> Tensor:
 
 
 def rollout(
-    table: SolverTable, denoise: Callable[..., Any], history: list[Tensor]
+    table: SolverTable,
+    denoise: Callable[..., Any],
+    history: list[Tensor],
+    until: int | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Sample with a table.
 
     Args:
         table: the sampler at its schedule.
         denoise: `denoise(x, sigma) -> x0`, x (batch, *latent), sigma (batch,) in x's dtype; for
-            CFG++ samplers `denoise(x, sigma, guidance=True) -> (x0, G)`.
+            CFG++ samplers `denoise(x, sigma, guidance=True) -> (x0, G)`; for two models also with
+            `low`, whether the call is the low-noise one's.
         history: [x_init], or [x_init, D_0, ..] with outputs of calls already made (a shared
             prefix).
+        until: after how many calls to stop; all of them if None.
 
     Returns:
-        The result (batch, *latent) and the full history [x_init, D_0, .., D_{M-1}], or
-        [x_init, D_0, G_0, ..].
+        The result (batch, *latent), or the state before the next call, and the full history
+        [x_init, D_0, .., D_{M-1}], or [x_init, D_0, G_0, ..].
     """
-    history = list(history)
-    for m in range((len(history) - 1) // table.outputs, table.model_calls):
+    history, calls = list(history), table.model_calls if until is None else until
+    for m in range((len(history) - 1) // table.outputs, calls):
         x = combine(table.weights[m], history)
         sigma = x.new_full((x.shape[0],), float(table.eval_sigmas[m]))
+        how = {} if table.split is None else {"low": m >= table.split}
         if table.outputs == 1:
-            history.append(denoise(x, sigma))
+            history.append(denoise(x, sigma, **how))
         else:
-            history += denoise(x, sigma, guidance=True)
-    return combine(table.weights[-1], history), history
+            history += denoise(x, sigma, guidance=True, **how)
+    return combine(table.weights[calls], history), history

@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..ld3.comfy.comparing import ComparisonInputs, ComparisonRequest, compare
 from ..ld3.comparison_picture import comparison_picture, comparison_table
+from .training_inputs import FOR_SAMPLING, low_noise_model_input
 from .types import CATEGORY, LEAST_CFG, MOST_SEED, LD3Schedule, check_widgets, reporting, warn
 
 MOST_PROMPTS = MOST_SCHEDULES = 4
@@ -91,6 +92,7 @@ class LD3CompareSchedules(io.ComfyNode):
                     LD3Schedule.Input(name, optional=True, tooltip="Another schedule, as a column.")
                     for name in _more("schedule", MOST_SCHEDULES)
                 ),
+                low_noise_model_input(FOR_SAMPLING),
             ],
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="All columns with their captions."),
@@ -115,7 +117,13 @@ class LD3CompareSchedules(io.ComfyNode):
         prompts = _taken(inputs, "positive", MOST_PROMPTS)
         schedules = _taken(inputs, "schedule", MOST_SCHEDULES)
         connected = ComparisonInputs(
-            model, [positive, *prompts], negative, latent_image, vae, [schedule, *schedules]
+            model,
+            [positive, *prompts],
+            negative,
+            latent_image,
+            vae,
+            [schedule, *schedules],
+            inputs.pop("low_noise_model", None),
         )
         with reporting(cls):
             columns, rows, warnings = compare(connected, ComparisonRequest(**inputs))

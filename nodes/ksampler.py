@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..ld3.comfy.job import GraphInputs
 from ..ld3.comfy.sampling import prepared_sampling, sample
+from .training_inputs import FOR_SAMPLING, low_noise_model_input
 from .types import CATEGORY, LEAST_CFG, MOST_SEED, LD3Schedule, check_cfg_widget, reporting, warn
 
 
@@ -63,6 +64,7 @@ class LD3KSampler(io.ComfyNode):
                     "schedule is not learned for that; under half, a standard schedule may be "
                     "better.",
                 ),
+                low_noise_model_input(FOR_SAMPLING),
             ],
             outputs=[io.Latent.Output(tooltip="Sampled latent, for VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -83,10 +85,14 @@ class LD3KSampler(io.ComfyNode):
         negative,
         latent_image,
         denoise: float,
+        low_noise_model=None,
     ) -> io.NodeOutput:
         with reporting(cls):
-            prepared = prepared_sampling(schedule, model, cfg, denoise, latent_image)
+            given = schedule, model, cfg, denoise, latent_image
+            prepared = prepared_sampling(*given, low_model=low_noise_model)
             warn(cls, "LD3 KSampler", prepared.warnings)
-            inputs = GraphInputs(model, positive, negative, latent_image)
+            inputs = GraphInputs(
+                model, positive, negative, latent_image, low_noise_model=low_noise_model
+            )
             latent = sample(inputs, prepared, seed)
         return io.NodeOutput(latent)

@@ -6,9 +6,10 @@ from comfy_api.v0_0_2 import io
 
 from ..ld3 import schedule_file
 from ..ld3.comfy import folders
-from ..ld3.comfy.sampling import check_deterministic, schedule_sampler
+from ..ld3.comfy.sampling import check_deterministic, schedule_sampler, sigmas_of_parts
 from ..ld3.schedule import MOST_STEPS, Schedule
 from .messages import schedule_summary
+from .schedule_parts import PARTS_OUTPUTS
 from .types import CATEGORY, LD3Schedule, check_widgets, reporting, show
 
 
@@ -56,6 +57,7 @@ class LD3LoadSchedule(io.ComfyNode):
                 LD3Schedule.Output(
                     display_name="schedule", tooltip="Sigmas and sampler in one, for LD3 KSampler."
                 ),
+                *PARTS_OUTPUTS,
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -83,7 +85,7 @@ class LD3LoadSchedule(io.ComfyNode):
             sampler = schedule_sampler(schedule)
         if steps:  # the file's own number is shown before the node runs
             show(cls, schedule_summary(schedule.info))
-        return io.NodeOutput(schedule.plain_sigmas, sampler, schedule)
+        return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, *sigmas_of_parts(schedule))
 
 
 def _loaded(name: str, steps: int) -> Schedule:

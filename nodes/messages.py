@@ -56,6 +56,8 @@ def report_details(result: TrainingResult) -> list[str]:
     standard = _best_standard(report)
     if standard:
         parts.append(f"best standard schedule ({standard[0]}) {standard[1]:.4g}")
+    if info.boundary:
+        parts.append(f"{info.high_steps} of {info.steps} steps with the high-noise model")
     if report.steps_error is not None:
         parts.append(f"time steps alone (the sigmas output) {report.steps_error:.4g}")
     if len(report.gain) == 2:
@@ -94,7 +96,8 @@ def schedule_summary(info: ScheduleInfo) -> str:
     if info.denoise < 1:
         made_for += f", denoise {info.denoise:g}"
     between = ", interpolated between learned numbers" if info.method == INTERPOLATED else ""
-    what, found = f"{info.steps} steps{between} of {info.sampler}{with_extras}, {made_for}", ""
+    two = f", the first {info.high_steps} with the high-noise model" if info.boundary else ""
+    what, found = f"{info.steps} steps{between} of {info.sampler}{with_extras}, {made_for}{two}", ""
     if info.method not in ("d-ode", INTERPOLATED):
         report = Report.from_json(info.report)
         found = verdict(info.steps, info.sampler, info.teacher.get("steps", 0), report)

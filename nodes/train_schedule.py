@@ -18,7 +18,7 @@ from ..ld3.comfy.requests import (
 from ..ld3.comfy.training_job import CACHE_GB, check_training, train_schedule
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
-from .training_inputs import also_steps_input
+from .training_inputs import also_steps_input, boundary_input, low_noise_model_input
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, CONTINUED_LATER, LEAST_CFG, MOST_SEED, check_widgets, reporting
@@ -292,6 +292,12 @@ class LD3TrainSchedule(io.ComfyNode):
                 CACHE_GB_INPUT,
                 OPTIONS_INPUT,
                 also_steps_input(),
+                low_noise_model_input(
+                    "Second of two models (Wan 2.2 low noise), for noise levels below boundary; "
+                    "model is then the one for high noise. The teacher uses both, too. Typical: "
+                    "not connected."
+                ),
+                boundary_input(),
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
@@ -320,10 +326,14 @@ class LD3TrainSchedule(io.ComfyNode):
         vae=None,
         cache_gb: float = CACHE_GB,
         options=None,
+        low_noise_model=None,
+        boundary: float = 0.0,
         **widgets,
     ) -> io.NodeOutput:
         with reporting(cls, CONTINUED_LATER):
             request = TrainingRequest(**with_options(widgets, options))
-            inputs = GraphInputs(model, positive, negative, latent_image, vae)
+            inputs = GraphInputs(
+                model, positive, negative, latent_image, vae, low_noise_model, boundary
+            )
             result = train_schedule(inputs, request, name, retrain, cache_gb)
         return training_output(cls, "LD3 Train Schedule", result)

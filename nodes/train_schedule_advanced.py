@@ -12,7 +12,7 @@ from ..ld3.comfy.requests import FULL, LEARN, TrainingOptions
 from ..ld3.comfy.training_job import CACHE_GB, train_connected
 from ..ld3.metrics import DISTANCES
 from ..ld3.training.budget import QUALITIES
-from .training_inputs import also_steps_input
+from .training_inputs import also_steps_input, boundary_input
 from .training_options import HIDDEN, OPTIONS_INPUT, with_options
 from .training_output import CACHE_GB_INPUT, OUTPUTS, training_output
 from .types import CATEGORY, CONTINUED_LATER, MOST_SEED, reporting
@@ -190,6 +190,20 @@ class LD3TrainScheduleAdvanced(io.ComfyNode):
                     "they are better.",
                 ),
                 also_steps_input(),
+                io.Guider.Input(
+                    "low_noise_guider",
+                    optional=True,
+                    tooltip="Guider of the second of two models (Wan 2.2 low noise), for noise "
+                    "levels below boundary; guider is then that of the high-noise model. Typical: "
+                    "not connected.",
+                ),
+                boundary_input(),
+                io.Guider.Input(
+                    "low_noise_teacher",
+                    optional=True,
+                    tooltip="With teacher_guider and low_noise_guider: guider of the teacher's "
+                    "second model. Typical: not connected.",
+                ),
             ],
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..ld3.comfy.sampling import schedule_sampler
+from ..ld3.comfy.sampling import schedule_sampler, sigmas_of_parts
 from ..ld3.comfy.training_job import CACHE_GB, TrainingResult
 from ..ld3.plots import report_picture
 from ..ld3.shown_text import shown
 from .messages import report_details, report_title, training_summary, training_warnings
+from .schedule_parts import PARTS_OUTPUTS
 from .types import FILE_KEY, MOST_MESSAGE, LD3Schedule, announce
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ OUTPUTS = [
         tooltip="Report image: the learned and the standard schedules, the error "
         "during learning, and all errors on the test noises.",
     ),
+    *PARTS_OUTPUTS,
 ]
 
 CACHE_GB_INPUT = io.Float.Input(
@@ -73,7 +75,8 @@ def training_output(
     preview[FILE_KEY] = [result.path.name]
     if sampler is None or schedule.info.extras:
         sampler = schedule_sampler(schedule)
-    return io.NodeOutput(schedule.plain_sigmas, sampler, schedule, picture, ui=preview)
+    found = schedule.plain_sigmas, sampler, schedule, picture
+    return io.NodeOutput(*found, *sigmas_of_parts(schedule), ui=preview)
 
 
 def _preview(picture: torch.Tensor, node: type[io.ComfyNode]) -> dict[str, Any]:

@@ -7,6 +7,11 @@ from typing import Any
 HUB = "https://huggingface.co/Comfy-Org"
 Z_IMAGE, Z_TEXT = "z_image_bf16.safetensors", "qwen_3_4b.safetensors"
 CHECKPOINT, VAE = "v1-5-pruned-emaonly-fp16.safetensors", "ae.safetensors"
+WAN = "wan2.2_t2v_{}_noise_14B_fp8_scaled.safetensors"
+WAN_HIGH, WAN_LOW = WAN.format("high"), WAN.format("low")
+WAN_TEXT, WAN_VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
+WAN_FILES = f"{HUB}/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+WAN_TEXT_FILES = f"{HUB}/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 MODELS = {  # file -> folder below models, and where core's templates download it from
     CHECKPOINT: ("checkpoints", f"{HUB}/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}"),
     Z_IMAGE: (
@@ -17,6 +22,10 @@ MODELS = {  # file -> folder below models, and where core's templates download i
         "text_encoders",
         f"{HUB}/z_image_turbo/resolve/main/split_files/text_encoders/{Z_TEXT}",
     ),
+    WAN_HIGH: ("diffusion_models", f"{WAN_FILES}/diffusion_models/{WAN_HIGH}"),
+    WAN_LOW: ("diffusion_models", f"{WAN_FILES}/diffusion_models/{WAN_LOW}"),
+    WAN_TEXT: ("text_encoders", f"{WAN_TEXT_FILES}/text_encoders/{WAN_TEXT}"),
+    WAN_VAE: ("vae", f"{WAN_FILES}/vae/{WAN_VAE}"),
     VAE: ("vae", f"{HUB}/z_image_turbo/resolve/main/split_files/vae/{VAE}"),
 }
 NO_SCHEDULE = "no schedule yet: train one with LD3 Train Schedule"
@@ -277,6 +286,44 @@ GRAPHS: dict[str, dict[str, Any]] = {
              "**teacher_guider** and use 20 or more steps of the distilled model as sigmas. Here "
              "it takes a minute or two on a CPU."),
         ],
+    },
+    "LD3 train two models (Wan 2.2)": {
+        "nodes": {
+            "1": left(60, "UNETLoader", "High-noise model", 82, unet_name=WAN_HIGH,
+                      weight_dtype="default"),
+            "2": left(195, "UNETLoader", "Low-noise model", 82, unet_name=WAN_LOW,
+                      weight_dtype="default"),
+            "3": left(330, "ModelSamplingSD3", "Shift, high noise", model=["1", 0], shift=8),
+            "4": left(440, "ModelSamplingSD3", "Shift, low noise", model=["2", 0], shift=8),
+            "6": left(550, "CLIPLoader", tall=106, clip_name=WAN_TEXT, type="wan"),
+            "7": left(710, "VAELoader", vae_name=WAN_VAE),
+            "8": left(820, "CLIPTextEncode", "Prompt", 90, clip=["6", 0],
+                      text="a red fox walks through a snowy forest, morning light"),
+            "9": left(965, "CLIPTextEncode", "Negative prompt", 60, text="blurry, static",
+                      clip=["6", 0]),
+            "10": left(1100, "EmptyHunyuanLatentVideo", tall=130, width=480, height=272, length=33,
+                       batch_size=1),
+            "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 660), model=["3", 0],
+                      low_noise_model=["4", 0], positive=["8", 0], negative=["9", 0],
+                      latent_image=["10", 0], sampler_name="euler", steps=6, cfg=3.5,
+                      name="wan", teacher_sampler="euler", teacher_steps=20, quality="fast",
+                      batch_size=1, boundary=0.875),
+            "11": node("LD3KSampler", (680, 60), (300, 234), "Learned: 6 steps", model=["3", 0],
+                       low_noise_model=["4", 0], positive=["8", 0], negative=["9", 0],
+                       latent_image=["10", 0], schedule=["5", 2], seed=1, cfg=3.5, denoise=1),
+            "12": node("VAEDecode", (1020, 60), (180, 46), samples=["11", 0], vae=["7", 0]),
+            "13": node("SaveAnimatedWEBP", (1020, 200), (440, 420), images=["12", 0],
+                       filename_prefix="LD3", fps=16, lossless=False, quality=80,
+                       method="default"),
+            "14": node("PreviewImage", (680, 680), (780, 420), "Report", images=["5", 3]),
+        },
+        "groups": groups("1. Two models, prompt, size", "2. Learn, once", "3. Sample", 1260),
+        "notes": note(
+            "**Wan 2.2:** 6 steps of both models in place of 20. How many each makes is learned, "
+            "too: the low-noise model takes over below **boundary** (0.875 for text, 0.9 for image "
+            "to video). Set **minutes** to limit the time. For graphs with two "
+            "SamplerCustomAdvanced use the outputs **high_sigmas** and **low_sigmas**."
+        ),
     },
     "LD3 train on several prompts": {
         "nodes": {

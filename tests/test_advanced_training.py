@@ -104,7 +104,7 @@ def test_every_guider_trains_and_its_outputs_sample_in_core(
     kind: str, train: Any, inputs: dict[str, Any], flow: Any, demo_inputs: dict[str, Any]
 ) -> None:
     guider = guider_of(kind, flow, demo_inputs)
-    sigmas, sampler, schedule, _ = train(guider=guider, name=kind)
+    sigmas, sampler, schedule, *_ = train(guider=guider, name=kind)
     assert sigmas.shape == (4,) and float(sigmas[0]) == 1 and float(sigmas[-1]) == 0
     assert sampler is inputs["sampler"]  # only steps were learned
     assert schedule.info.settings["guider"] == type(guider).__name__
@@ -116,7 +116,7 @@ def test_the_error_of_the_report_is_that_of_core_sampling(
     train: Any, inputs: dict[str, Any]
 ) -> None:
     """Test noises are those of RandomNoise for the seeds after training and validation."""
-    sigmas, sampler, schedule, _ = train()
+    sigmas, sampler, schedule, *_ = train()
     report, errors = schedule.info.report, []
     for seed in range(8, 12):
         pair = []
@@ -136,7 +136,7 @@ def test_the_full_solver_runs_by_the_sampler_output_and_by_ld3_ksampler(
     train: Any, inputs: dict[str, Any], flow: Any, pack_nodes: dict[str, type],
     demo_inputs: dict[str, Any],
 ) -> None:  # fmt: skip
-    sigmas, sampler, schedule, _ = train(learn="time steps + full solver", name="full")
+    sigmas, sampler, schedule, *_ = train(learn="time steps + full solver", name="full")
     ours = pack_nodes["LD3KSampler"].execute(
         **demo_inputs | {"model": flow}, schedule=schedule, seed=5, cfg=1.0, denoise=1.0
     )[0]["samples"]
@@ -161,7 +161,7 @@ def test_a_part_of_a_sampling_is_learned_between_its_levels(
 ) -> None:
     whole = BasicScheduler.execute(flow, "simple", 12, 1.0)[0]
     high = SplitSigmas.execute(whole, 6)[0]
-    sigmas, sampler, schedule, _ = train(sigmas=high, name="part")
+    sigmas, sampler, schedule, *_ = train(sigmas=high, name="part")
     assert float(sigmas[0]) == 1 and float(sigmas[-1]) == float(high[-1]) > 0
     baselines = schedule.info.report["baselines"]
     assert len(baselines) > 5

@@ -70,6 +70,51 @@ def test_the_workflow_for_several_prompts_tests_with_new_ones(server: ComfyServe
     assert saved.info.settings["prompts"] == 8 and saved.info.settings["new_prompts"] == 2
 
 
+def test_the_workflow_for_two_models_samples_the_same_in_one_node_and_in_two(
+    server: ComfyServer,
+) -> None:
+    """With the demo's flow models in place of Wan's two files."""
+    prompt = twin("LD3 train two models (Wan 2.2)")
+    prompt["3"] = demo_node("LD3DemoModel", batch_size=1, model="flow")
+    prompt["4"] = demo_node("LD3DemoModel", batch_size=1, model="flow turbo")
+    prompt["8"], prompt["9"] = (demo_node("LD3DemoPrompt", text=text) for text in ("hamburger", ""))
+    for key in ("1", "2", "6", "7", "10", "13"):
+        del prompt[key]
+    moved = {"10": ["3", 2], "7": ["3", 1]}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in moved:
+                node["inputs"][name] = moved[value[0]]
+    prompt["5"]["inputs"] |= TINY | {"teacher_steps": 8}
+    latent, cfg = ["3", 2], prompt["11"]["inputs"]["cfg"]
+    seed = prompt["11"]["inputs"]["seed"]
+    prompt["20"] = demo_node("RandomNoise", noise_seed=seed)
+    prompt["21"] = demo_node("DisableNoise")
+    for key, model, noise, sigmas in (("30", "3", "20", 4), ("40", "4", "21", 5)):
+        prompt[key + "0"] = demo_node(
+            "CFGGuider", model=[model, 0], positive=["8", 0], negative=["9", 0], cfg=cfg
+        )
+        prompt[key] = demo_node(
+            "SamplerCustomAdvanced", noise=[noise, 0], guider=[key + "0", 0], sampler=["5", 1],
+            sigmas=["5", sigmas], latent_image=latent,
+        )  # fmt: skip
+        latent = [key, 0]
+    prompt["50"] = demo_node("VAEDecode", samples=latent, vae=["3", 1])
+    for key, images in (("60", ["12", 0]), ("61", ["50", 0])):
+        prompt[key] = demo_node("PreviewImage", images=images)
+    outputs = server.run(prompt)
+    assert "wan.safetensors: learned in" in outputs["5"]["text"][0]
+    one, two = (pictures(server, outputs, key) for key in ("60", "61"))
+    assert one.std() > 10 and np.abs(one - two).max() <= 1
+    info = schedule_file.load(server.base / "models" / "ld3" / "wan.safetensors").info
+    assert info.boundary == 0.875 and 0 < info.high_steps < info.steps
+
+
+def demo_node(kind: str, **inputs: Any) -> dict[str, Any]:
+    """A node in API format."""
+    return {"class_type": kind, "inputs": inputs}
+
+
 def renamed(node: dict[str, Any]) -> dict[str, Any]:
     """A node that ComfyUI's own cache does not know; the name is none of the settings."""
     return node | {"inputs": node["inputs"] | {"name": "another"}}

@@ -56,7 +56,7 @@ def test_defaults_gain_much_within_the_calls_of_normal_quality(learned: Any) -> 
 def test_one_training_gives_a_solver_and_sigmas_for_the_plain_sampler(
     learned: Any, inputs: dict[str, Any], pack_nodes: dict[str, type]
 ) -> None:
-    sigmas, sampler, schedule, _ = learned
+    sigmas, sampler, schedule, *_ = learned
     assert not torch.equal(sigmas, schedule.sigmas)
     sampling = {"schedule": schedule, "seed": 5, "cfg": 1.0, "denoise": 1.0}
     ours = pack_nodes["LD3KSampler"].execute(**inputs | sampling)[0]["samples"]

@@ -189,7 +189,7 @@ def test_every_step_is_reported_once_as_core_does(
 def test_decoupled_times_are_learned_saved_loaded_and_sampled(
     train: Any, sample: Any, demo_inputs: dict[str, Any], pack_nodes: dict[str, type]
 ) -> None:
-    sigmas, sampler, schedule, _ = train()
+    sigmas, sampler, schedule, *_ = train()
     assert schedule.info.extras == ["decoupled times"] and schedule.info.report["eval_sigmas"]
     table = schedule.table
     assert not torch.equal(table.state_sigmas, table.eval_sigmas)
@@ -214,7 +214,7 @@ def test_decoupled_times_are_learned_saved_loaded_and_sampled(
 def test_learned_solvers_are_saved_and_sampled_by_their_table(
     learn: str, extras: set[str], train: Any, sample: Any, demo_inputs: dict[str, Any]
 ) -> None:
-    sigmas, sampler, schedule, _ = train(learn=learn, name="solver")
+    sigmas, sampler, schedule, *_ = train(learn=learn, name="solver")
     report = schedule.info.report
     assert set(schedule.info.extras) <= extras and report["extras"] == schedule.info.extras
     assert schedule.info.extras, "no extra reduced the error, so the test shows nothing"

@@ -123,7 +123,7 @@ def test_the_error_of_the_report_is_that_of_core_sampling_with_the_mask(
     train: Any, demo_inputs: dict[str, Any]
 ) -> None:
     latent = picture(2, left_half())
-    sigmas, sampler, schedule, _ = train(latent_image=latent)
+    sigmas, sampler, schedule, *_ = train(latent_image=latent)
     report, errors = schedule.info.report, []
     model = demo_inputs["model"]
     teacher = core_samplers.scheduler_sigmas(model, "dpmpp_2m", "karras", 6, 1.0)

@@ -92,7 +92,7 @@ def sampled(guider: Any, sampler: Any, sigmas: Tensor, seed: int) -> list[Tensor
 
 
 def test_the_errors_of_both_streams_are_those_of_core_sampling(train: Any, guider: Any) -> None:
-    sigmas, sampler, schedule, _ = train()
+    sigmas, sampler, schedule, *_ = train()
     report = Report.from_json(schedule.info.report)
     name = report.chosen
     teacher = BasicScheduler.execute(guider().model_patcher, "simple", 16, 1.0)[0]
@@ -113,7 +113,7 @@ def test_the_errors_of_both_streams_are_those_of_core_sampling(train: Any, guide
 def test_nested_latents_are_sampled_by_ld3_ksampler_as_by_core(
     train: Any, guider: Any, pack_nodes: dict[str, type], demo_inputs: dict[str, Any]
 ) -> None:
-    sigmas, sampler, schedule, _ = train(learn="time steps + full solver", name="solver")
+    sigmas, sampler, schedule, *_ = train(learn="time steps + full solver", name="solver")
     inputs = demo_inputs | {"model": guider().model_patcher, "latent_image": latent()}
     ours = pack_nodes["LD3KSampler"].execute(
         **inputs, schedule=schedule, seed=5, cfg=1.0, denoise=1.0
@@ -134,7 +134,7 @@ def test_a_mask_of_one_stream_or_of_both_is_kept(train: Any, guider: Any) -> Non
     kept = NestedTensor([0.5 * torch.ones((1, *VIDEO)), 0.02 * torch.ones((1, *AUDIO))])
     mask = NestedTensor([torch.ones((1, 1, *VIDEO[1:])), torch.zeros((1, 1, AUDIO[-1]))])
     given = {"samples": kept, "noise_mask": mask}
-    sigmas, sampler, _, _ = train(latent_image=given, name="masked")
+    sigmas, sampler, *_ = train(latent_image=given, name="masked")
     noise = RandomNoise.execute(1)[0]
     result = SamplerCustomAdvanced.execute(noise, guider(), sampler, sigmas, given)[0]["samples"]
     video, audio = result.unbind()

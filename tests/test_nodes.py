@@ -33,16 +33,19 @@ CONTRACT = {
         "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT learn:COMBO "
         "optimizer:COMBO soft_radius:FLOAT vae:VAE quality:COMBO minutes:FLOAT "
         "compare_sampler:COMBO compare_scheduler:COMBO cache_gb:FLOAT "
-        "options:LD3_TRAINING_OPTIONS also_steps:STRING",
-        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
+        "options:LD3_TRAINING_OPTIONS also_steps:STRING low_noise_model:MODEL boundary:FLOAT",
+        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE "
+        "high_sigmas:SIGMAS low_sigmas:SIGMAS",
     },
     "LD3TrainScheduleAdvanced": {
         "inputs": "guider:GUIDER sampler:SAMPLER sigmas:SIGMAS latent_image:LATENT steps:INT "
         "name:STRING seed:INT learn:COMBO quality:COMBO minutes:FLOAT retrain:BOOLEAN "
         "distance:COMBO iterations:INT training_noises:INT heldout_noises:INT batch_size:INT "
         "vae:VAE cache_gb:FLOAT options:LD3_TRAINING_OPTIONS teacher_guider:GUIDER "
-        "compare_with:SIGMAS also_steps:STRING",
-        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE",
+        "compare_with:SIGMAS also_steps:STRING low_noise_guider:GUIDER boundary:FLOAT "
+        "low_noise_teacher:GUIDER",
+        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE report:IMAGE "
+        "high_sigmas:SIGMAS low_sigmas:SIGMAS",
     },
     "LD3TrainingOptions": {
         "inputs": "iterations:INT training_noises:INT heldout_noises:INT batch_size:INT",
@@ -50,11 +53,12 @@ CONTRACT = {
     },
     "LD3LoadSchedule": {
         "inputs": "name:COMBO steps:INT",
-        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE",
+        "outputs": "sigmas:SIGMAS sampler:SAMPLER schedule:LD3_SCHEDULE high_sigmas:SIGMAS "
+        "low_sigmas:SIGMAS",
     },
     "LD3KSampler": {
         "inputs": "model:MODEL schedule:LD3_SCHEDULE seed:INT cfg:FLOAT positive:CONDITIONING "
-        "negative:CONDITIONING latent_image:LATENT denoise:FLOAT",
+        "negative:CONDITIONING latent_image:LATENT denoise:FLOAT low_noise_model:MODEL",
         "outputs": "None:LATENT",
     },
     "LD3DistillSolver": {
@@ -67,7 +71,8 @@ CONTRACT = {
         "inputs": "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT "
         "vae:VAE schedule:LD3_SCHEDULE seed:INT cfg:FLOAT noises:INT compare_with:STRING "
         "row_names:STRING positive_2:CONDITIONING positive_3:CONDITIONING positive_4:CONDITIONING "
-        "schedule_2:LD3_SCHEDULE schedule_3:LD3_SCHEDULE schedule_4:LD3_SCHEDULE",
+        "schedule_2:LD3_SCHEDULE schedule_3:LD3_SCHEDULE schedule_4:LD3_SCHEDULE "
+        "low_noise_model:MODEL",
         "outputs": "picture:IMAGE table:STRING",
     },
     "LD3PlotSchedule": {
@@ -194,7 +199,7 @@ def test_nodes_that_learn_or_show_are_output_nodes(pack_nodes: dict[str, type]) 
 def test_ld3_ksampler_equals_core_sampler_custom_bit_for_bit(
     case: str, train: Any, sample: Any, model: Any, conds: dict[str, Any], empty_latent: Any
 ) -> None:
-    sigmas, sampler, schedule, _ = train()
+    sigmas, sampler, schedule, *_ = train()
     latent = picture() if case in ("noise_mask", "picture") else empty_latent(2)
     cfg = 3.0 if case == "cfg 3" else 1.0
     if case == "batch_index":
@@ -218,7 +223,7 @@ def test_ld3_ksampler_equals_core_sampler_custom_bit_for_bit(
 def test_a_lower_denoise_makes_as_many_steps_from_a_lower_level(
     denoise: float, schedule: Any, sample: Any, model: Any, conds: dict[str, Any]
 ) -> None:
-    sampler, sigmas, _, warnings = prepared_sampling(schedule, model, 1.0, denoise)
+    sampler, sigmas, _, warnings, *_ = prepared_sampling(schedule, model, 1.0, denoise)
     assert warnings == [
         f"schedule 'tiny' was learned at denoise 1; at {denoise:g} its steps are used stretched: "
         f"train one at {denoise:g}"
@@ -290,7 +295,7 @@ def test_same_seed_learns_the_same_bits(train: Any) -> None:
 
 
 def test_outputs_of_training_are_what_core_nodes_accept(train: Any, model: Any) -> None:
-    sigmas, sampler, schedule, report = train()
+    sigmas, sampler, schedule, report, *_ = train()
     sampling = model.get_model_object("model_sampling")
     assert sigmas.dtype == torch.float32 and sigmas.device.type == "cpu"
     assert sigmas.shape == (TINY["steps"] + 1,) and float(sigmas[-1]) == 0
@@ -347,7 +352,7 @@ def test_retrain_saves_under_a_numbered_name(train: Any, ld3_folder: Path) -> No
 def test_load_schedule_returns_what_training_returned(
     pack_nodes: dict[str, type], train: Any
 ) -> None:
-    sigmas, sampler, schedule, _ = train()
+    sigmas, sampler, schedule, *_ = train()
     load = pack_nodes["LD3LoadSchedule"]
     name = f"{schedule.name}.safetensors"
     assert load.validate_inputs(name=name) is True

@@ -70,7 +70,7 @@ def shown_by(node: type) -> type:
 
 @pytest.mark.parametrize("name", ["$x_{$ and", "^_$$", "a$b$c", "\u6a21\u578b"])
 def test_any_name_that_can_be_saved_can_be_drawn(name: str, train: Any, caplog: Any) -> None:
-    _, _, schedule, picture = train(name=name, retrain=True)
+    _, _, schedule, picture, *_ = train(name=name, retrain=True)
     assert schedule.name == name and picture.shape[1] > 100
     assert "could not be drawn" not in caplog.text
 
@@ -83,7 +83,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_schedule(
 
     for module in ("nodes.training_output", "ld3.comfy.progress"):
         monkeypatch.setattr(sys.modules[f"{pack.__name__}.{module}"], "report_picture", failing)
-    sigmas, _, schedule, picture = train(name="undrawn", seed=3)
+    sigmas, _, schedule, picture, *_ = train(name="undrawn", seed=3)
     assert torch.equal(sigmas, schedule.plain_sigmas) and picture.ndim == 4
     assert "picture could not be drawn (no font)" in caplog.text
 
@@ -205,7 +205,7 @@ def test_a_schedule_that_cannot_be_saved_is_returned_and_saved_by_the_next_run(
     assert node.fingerprint_inputs(retrain=False) == ""
     disk.fails(code, after=1)  # the folder can be written when the learning begins
     for retrain in (False, True):
-        sigmas, _, schedule, _ = train(**settings, retrain=retrain)
+        sigmas, _, schedule, *_ = train(**settings, retrain=retrain)
         assert torch.equal(sigmas, whole[0]) and schedule.name == settings["name"]
         assert "run the workflow again to save it" in caplog.text
         assert set(ld3_folder.glob("*.s*")) == before
@@ -250,6 +250,6 @@ def test_a_constant_model_gets_no_warning_about_samples_that_are_alike(
     constant.set_model_sampler_post_cfg_function(
         lambda given: picture.expand_as(given["denoised"]).clone()
     )
-    _, _, schedule, _ = train(name="constant", model=constant, quality="normal")
+    _, _, schedule, *_ = train(name="constant", model=constant, quality="normal")
     assert "alike" not in caplog.text and "not certain" not in caplog.text
     assert schedule.info.report["spread"] is None

@@ -107,7 +107,7 @@ def test_the_error_of_the_report_is_that_on_new_prompts(
 ) -> None:
     clip = pack_nodes["LD3DemoModel"].execute(batch_size=1)[3]
     prompts = pack_nodes["LD3PromptList"].execute(clip=clip, text="\n".join(TEXTS) + "\n\n")[0]
-    sigmas, sampler, schedule, _ = train(positive=prompts)
+    sigmas, sampler, schedule, *_ = train(positive=prompts)
     assert schedule.info.settings["prompts"] == 4 and schedule.info.settings["new_prompts"] == 1
     model, report, errors = demo_inputs["model"], schedule.info.report, []
     teacher = core_samplers.scheduler_sigmas(model, "dpmpp_2m", "karras", 6, 1.0)

@@ -148,7 +148,7 @@ def test_the_best_so_far_of_an_interrupted_training_can_be_loaded(
     load = pack_nodes["LD3LoadSchedule"]
     assert load.validate_inputs(name="resumed.partial") is True
     assert len(load.fingerprint_inputs(name="resumed.partial")) == 64
-    sigmas, _, schedule = load.execute(name="resumed.partial")
+    sigmas, _, schedule, *_ = load.execute(name="resumed.partial")
     assert len(sigmas) == SETTINGS["steps"] + 1 and bool((sigmas.diff() < 0).all())
     assert schedule.info.settings_hash == whole.info.settings_hash
 

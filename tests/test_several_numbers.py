@@ -70,7 +70,7 @@ def test_load_schedule_gives_the_sampler_and_sigmas_of_any_of_them(
 ) -> None:
     node, name = pack_nodes["LD3LoadSchedule"], f"{schedule.name}.safetensors"
     assert node.validate_inputs(name=name, steps=steps) is True
-    sigmas, sampler, chosen = node.execute(name=name, steps=steps).args
+    sigmas, sampler, chosen, *_ = node.execute(name=name, steps=steps).args
     assert chosen.info.steps == (steps or 4) == len(sigmas) - 1
     given = {"schedule": chosen, "seed": 5, "cfg": 1.0, "denoise": 1.0}
     ours = pack_nodes["LD3KSampler"].execute(**inputs | given)[0]["samples"]

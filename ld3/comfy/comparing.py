@@ -20,7 +20,7 @@ from . import core_samplers
 from .auto_teacher import KARRAS_BETA, teacher_sigmas
 from .job import GraphInputs
 from .requests import check_at_least, check_cfg
-from .sampling import PreparedSampling, prepared_sampling, sample
+from .sampling import PreparedSampling, for_two_models, prepared_sampling, sample
 
 BEST = "best standard"
 ENTRY = re.compile(r"(?:(\d+) steps of )?(\S+) \+ (\S+)")
@@ -87,7 +87,10 @@ def _entry(text: str) -> Standard | str:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonInputs:
-    """What a graph connects: one latent, several prompts, schedules (at least one), and a VAE."""
+    """What a graph connects: one latent, several prompts, schedules (at least one), and a VAE.
+
+    With `low_noise_model` all columns are sampled with both models.
+    """
 
     model: Any
     positives: Sequence[Any]
@@ -95,6 +98,7 @@ class ComparisonInputs:
     latent_image: dict[str, Any]
     vae: Any
     schedules: Sequence[Schedule]
+    low_noise_model: Any = None
 
 
 def compare(
@@ -115,7 +119,7 @@ def compare(
     columns = [_column(inputs, reference, target, None)]
     ways = [_standard(model, first, _best(first, entry), request.cfg) for entry in entries]
     for schedule in inputs.schedules:
-        prepared = prepared_sampling(schedule, model, request.cfg)
+        prepared = prepared_sampling(schedule, model, request.cfg, low_model=inputs.low_noise_model)
         warnings += prepared.warnings
         calls = schedule.info.steps, schedule.info.model_calls
         name = schedule.name if len(inputs.schedules) > 1 and schedule.name else "learned"
@@ -153,7 +157,7 @@ def _reference(model: Any, schedule: Schedule, cfg: float) -> _Way:
     if not core_samplers.is_installed(names[0]):
         names = "euler", names[1]
     sigmas = teacher_sigmas(model, names, int(teacher.get("steps", 20)), info.denoise)
-    return _way(model, names, sigmas, cfg)
+    return _way(model, names, sigmas, cfg, info.boundary)
 
 
 def _standard(model: Any, schedule: Schedule, chosen: Standard | None, cfg: float) -> _Way | None:
@@ -161,12 +165,17 @@ def _standard(model: Any, schedule: Schedule, chosen: Standard | None, cfg: floa
         return None
     names, steps = (chosen.sampler, chosen.scheduler), chosen.steps or schedule.info.steps
     sigmas = core_samplers.scheduler_sigmas(model, *names, steps, schedule.info.denoise)
-    return _way(model, names, sigmas, cfg)
+    return _way(model, names, sigmas, cfg, schedule.info.boundary)
 
 
-def _way(model: Any, names: tuple[str, str], sigmas: Tensor, cfg: float) -> _Way:
+def _way(model: Any, names: tuple[str, str], sigmas: Tensor, cfg: float, boundary: float) -> _Way:
+    """A sampler and scheduler, of two models if there is a boundary."""
     sampler, guider = core_samplers.sampler_object(names[0]), core_samplers.stand_in_guider(model)
     steps = calls = len(sigmas) - 1
+    if boundary:
+        prepared = for_two_models(PreparedSampling(sampler, sigmas, cfg, []), model, boundary)
+        assert prepared.solver is not None
+        return _Way(" + ".join(names), steps, prepared.solver.table.model_calls, prepared)
     try:
         sampling = guider.inner_model.model_sampling
         calls = core_samplers.traced_sampler(sampler, sampling, guider).table(sigmas).model_calls
@@ -181,7 +190,13 @@ def _samples(inputs: ComparisonInputs, request: ComparisonRequest, way: Prepared
     latent = inputs.latent_image | {"samples": inputs.latent_image["samples"][:1]}
     latent.pop("batch_index", None)
     for positive in inputs.positives:
-        graph = GraphInputs(inputs.model, positive, inputs.negative, latent)
+        graph = GraphInputs(
+            inputs.model,
+            positive,
+            inputs.negative,
+            latent,
+            low_noise_model=inputs.low_noise_model,
+        )
         for i in range(request.noises):
             sigmas = way.sigmas.clone()  # uni_pc writes into them
             result = sample(graph, way._replace(sigmas=sigmas), request.seed + i)

@@ -22,10 +22,11 @@ from ..training.steps_saved import (
 from . import core_samplers
 from .auto_teacher import TeacherOptions
 from .executor import TableSampler
-from .guiders import check_guider, check_same_latents, kind_of
+from .guiders import TEACHER, check_same_latents, kind_of
 from .levels import Span, resampled_levels
 from .requests import TrainingOptions
 from .training_setup import TrainingSetup
+from .two_models import LOW_GUIDER, boundary_of, check_both_used, together
 
 CONNECTED, COMPARED = "connected sigmas", "compare_with"
 
@@ -41,14 +42,38 @@ class ConnectedInputs:
     vae: Any = None
     teacher_guider: Any = None
     compare_with: Tensor | None = None
+    low_noise_guider: Any = None
+    boundary: float = 0.0
+    low_noise_teacher: Any = None
+
+    @property
+    def guiders(self) -> Any:
+        """The guider, or two; ValueError if they do not fit together."""
+        names = "guider", LOW_GUIDER
+        return together(self.guider, self.low_noise_guider, self.boundary, names)
+
+    @property
+    def teacher_guiders(self) -> Any:
+        """The teacher's guider, or two, as the student's; None where it has none of its own."""
+        if self.teacher_guider is None and self.low_noise_teacher is None:
+            return None
+        both = self.teacher_guider is not None and self.low_noise_teacher is not None
+        if both != (self.low_noise_guider is not None):
+            raise ValueError(
+                f"a teacher has two models where the student has two: connect {TEACHER} and "
+                f"low_noise_teacher together with {LOW_GUIDER}, or {TEACHER} alone without it"
+            )
+        names = TEACHER, "low_noise_teacher"
+        return together(self.teacher_guider, self.low_noise_teacher, self.boundary, names)
 
     def check(self, request: TrainingOptions) -> None:
         """Raise ValueError, naming the input, for what no schedule can be learned from."""
-        check_guider("guider", self.guider)
+        guiders = self.guiders
         _check_sampler(self.sampler)
         sampling = self.guider.model_patcher.get_model_object("model_sampling")
         largest = float(sampling.sigma_max)
         _check_sigmas("sigmas", self.levels, largest)
+        check_both_used(guiders, self.levels)
         if len(self.levels) - 1 <= request.steps:
             raise ValueError(
                 f"sigmas have {len(self.levels) - 1} steps and steps is {request.steps}; the "
@@ -58,9 +83,11 @@ class ConnectedInputs:
         request.check_other_steps(len(self.levels) - 1, "sigmas")
         if self.compare_with is not None:
             _check_sigmas(COMPARED, _on_cpu(self.compare_with), largest)
-        if self.teacher_guider is not None:
-            check_guider("teacher_guider", self.teacher_guider)
-            check_same_latents(self.guider.model_patcher, self.teacher_guider.model_patcher)
+        teacher = self.teacher_guiders
+        if teacher is not None:
+            check_same_latents(
+                self.guider.model_patcher, teacher.model_patcher, ("guider", TEACHER)
+            )
 
     @property
     def levels(self) -> Tensor:
@@ -149,4 +176,5 @@ def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> Tra
         always=(COMPARED,) if COMPARED in given else (),
         start_sigma=span.start,
         end_sigma=span.end,
+        boundary=boundary_of(inputs.guiders),
     )

@@ -13,6 +13,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..experts import ExpertSampler
 from ..parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
 from ..tracing import SamplerFailed, TracedSampler, UnsupportedSampler
 
@@ -135,9 +136,11 @@ def _guider_with(sampling: Any) -> Any:
 
 
 def traced_sampler(
-    sampler: Any, model_sampling: Any, model_wrap: Any = None, name: str = ""
+    sampler: Any, model_sampling: Any, model_wrap: Any = None, name: str = "", boundary: float = 0.0
 ) -> TracedSampler:
     """A KSAMPLER as an `ld3.tracing.TracedSampler`; `name` is for errors.
+
+    With a boundary it samples two models (`ld3.experts`).
 
     Samplers read attributes of `model_wrap`, the running guider or `stand_in_guider`; without it,
     of one that has only `model_sampling`. The model's device is the CPU for them, where tables are
@@ -157,16 +160,22 @@ def traced_sampler(
 
     wrap = model_wrap or _guider_with(model_sampling)
     wrap = _Changed(wrap, inner_model=_Changed(wrap.inner_model, device=torch.device("cpu")))
-    return TracedSampler(function, SimpleNamespace(inner_model=wrap), end_scale, name)
+    given = function, SimpleNamespace(inner_model=wrap), end_scale, name
+    return ExpertSampler(*given, boundary=boundary) if boundary else TracedSampler(*given)
 
 
-def widget_sampler(widget: str, sampler: Any, sigmas: Tensor, model_wrap: Any) -> TracedSampler:
-    """Trace a SAMPLER or the sampler of a name; ValueError names the widget if it has no table."""
+def widget_sampler(
+    widget: str, sampler: Any, sigmas: Tensor, model_wrap: Any, boundary: float = 0.0
+) -> TracedSampler:
+    """Trace a SAMPLER or the sampler of a name; ValueError names the widget if it has no table.
+
+    With a boundary it samples two models (`ld3.experts`).
+    """
     name = sampler if isinstance(sampler, str) else sampler_label(sampler)
     sampler = sampler_object(name) if isinstance(sampler, str) else sampler
     sampling = model_wrap.inner_model.model_sampling
     try:
-        found = traced_sampler(sampler, sampling, model_wrap, name)
+        found = traced_sampler(sampler, sampling, model_wrap, name, boundary)
         found.table(sigmas)
     except UnsupportedSampler as error:
         reason = refusal(name, error, model_wrap, sigmas)

@@ -87,6 +87,11 @@ class Source:
 
     def check(self, model: Any, cfg: float) -> list[str]:
         """Warnings about its use with this model; ValueError if it cannot be sampled."""
+        if self.schedule and self.schedule.info.boundary:
+            raise ValueError(
+                f"schedule {self.schedule.name!r} is for two models, which D-ODE is not made for: "
+                "connect one for a single model"
+            )
         if self.schedule:
             return prepared_sampling(self.schedule, model, cfg).warnings
         start = float(self.sigmas[0])

@@ -1,7 +1,8 @@
 """A schedule's table as a SAMPLER, for what no core sampler can do and for samplers not installed.
 
 It runs wherever a core sampler does: the model it receives is ComfyUI's, so guidance, masks,
-previews and hooks are the caller's.
+previews and hooks are the caller's. Of a schedule for two models it runs the part whose noise
+levels it receives.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..parameters import listed
 from ..schedule import INPAINT, Schedule
-from ..table import rollout
+from ..table import Discretization, SolverTable, rollout
 from . import core_samplers
 from .cfg_pp import with_guidance
 
@@ -24,7 +25,10 @@ LOWERED_END = 0.001  # uni_pc replaces a last 0 by this
 
 
 class TableSampler(comfy.samplers.KSAMPLER):
-    """A SAMPLER that executes a schedule's table, at this schedule's noise levels only."""
+    """A SAMPLER that executes a schedule's table, at this schedule's noise levels only.
+
+    Of two models, that of the part whose noise levels it receives.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         info = schedule.info
@@ -36,8 +40,8 @@ class TableSampler(comfy.samplers.KSAMPLER):
 
     def sample(self, model_wrap: Any, sigmas: Tensor, *others: Any, **more: Any) -> Tensor:
         """As any KSAMPLER, with the schedule's own sigmas, by whose last core scales the result."""
-        check_sigmas_are(self.schedule, sigmas)
-        return super().sample(model_wrap, self.schedule.sigmas.to(sigmas), *others, **more)
+        own = recognised(self.schedule, sigmas).sigmas
+        return super().sample(model_wrap, own.to(sigmas), *others, **more)
 
 
 def _table_function(schedule: Schedule) -> Any:
@@ -49,38 +53,67 @@ def _table_function(schedule: Schedule) -> Any:
         callback: Any = None,
         disable: bool | None = None,
     ) -> Tensor:
-        check_sigmas_are(schedule, sigmas)
-        table, call, step = schedule.table, 0, 0
-        reported = set(table.callback_calls.tolist())
+        table = recognised(schedule, sigmas).table
 
         def denoise(x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
-            nonlocal call, step
-            outputs = with_guidance(model, x, sigma, extra_args or {}) if guidance else None
-            denoised = outputs[0] if outputs else model(x, sigma, **(extra_args or {}))
-            if call in reported:
-                if callback is not None:
-                    level = table.state_sigmas[call].to(sigma)
-                    state = {"x": x, "i": step, "sigma": level, "sigma_hat": level}
-                    callback(state | {"denoised": denoised})
-                step += 1
-                bar.update()
-            call += 1
-            return outputs or denoised
+            if guidance:
+                return with_guidance(model, x, sigma, extra_args or {})
+            return model(x, sigma, **(extra_args or {}))
 
-        with tqdm(total=len(reported), disable=disable) as bar:
-            return rollout(table, denoise, [x])[0]
+        return executed(table, denoise, x, callback, disable)
 
     return sample_ld3_table
 
 
-def check_sigmas_are(schedule: Schedule, sigmas: Tensor) -> None:
-    """Raise ValueError unless sigmas (N+1,) are the schedule's; a table is for no others.
+def executed(
+    table: SolverTable, denoise: Any, x: Tensor, callback: Any, disable: bool | None = None
+) -> Tensor:
+    """The result of a table from a start state (batch, *latent), with a bar and callbacks.
 
-    Its own, or those for the plain sampler, which LD3's nodes give as SIGMAS.
+    Args:
+        denoise: see `ld3.table.rollout`.
+        callback: a sampler's: receives i, x, sigma and denoised in a dict.
+    """
+    reported, call, step = set(table.callback_calls.tolist()), 0, 0
+
+    def reporting(x: Tensor, sigma: Tensor, **how: bool) -> Any:
+        nonlocal call, step
+        outputs = denoise(x, sigma, **how)
+        if call in reported:
+            if callback is not None:
+                level = table.state_sigmas[call].to(sigma)
+                state = {"x": x, "i": step, "sigma": level, "sigma_hat": level}
+                callback(state | {"denoised": outputs[0] if table.outputs == 2 else outputs})
+            step += 1
+            bar.update()
+        call += 1
+        return outputs
+
+    with tqdm(total=len(reported), disable=disable) as bar:
+        return rollout(table, reporting, [x])[0]
+
+
+def recognised(schedule: Schedule, sigmas: Tensor) -> Discretization:
+    """What a schedule's SAMPLER does with sigmas (N+1,); ValueError unless they are the schedule's.
+
+    Its own, or those for the plain sampler, which LD3's nodes give as SIGMAS; of two models those
+    of one part.
     """
     own, given = schedule.sigmas.double(), sigmas.detach().cpu().double()
-    if _same(own, given) or _same(schedule.plain_sigmas.double(), given):
-        return
+    solvers = schedule.own_parts or (Discretization(schedule.sigmas, schedule.table),)
+    for solver, plain in zip(
+        solvers, schedule.plain_parts or (schedule.plain_sigmas,), strict=True
+    ):
+        if _same(solver.sigmas.double(), given) or _same(plain.double(), given):
+            return solver
+    if schedule.info.boundary:
+        raise ValueError(
+            f"the sampler of LD3 schedule {schedule.name!r} is for two models and works with its "
+            f"high_sigmas or low_sigmas only; it received {len(given) - 1} steps at "
+            f"{listed(given.tolist())}. Sample high_sigmas with the high-noise model, then "
+            "low_sigmas with the low-noise model and no noise added (DisableNoise), or use LD3 "
+            "KSampler with low_noise_model"
+        )
     carried = ", ".join(schedule.info.extras) or f"the table of {schedule.info.sampler}"
     raise ValueError(
         f"the sampler of LD3 schedule {schedule.name!r} contains {carried} and works only with its "

@@ -1,6 +1,7 @@
 """Run a task where ComfyUI runs a sampler: inside a guider, with the model loaded.
 
 So model loading, conditioning, hooks, memory and cleanup are ComfyUI's own, and any GUIDER works.
+Of two guiders, the second samples inside the first, and the task inside both.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import comfy.model_management
 import comfy.samplers
@@ -17,13 +18,26 @@ from torch import Tensor
 
 from ..model import Model
 from ..streams import Streams
-from .cfg_pp import with_guidance
 from .core_samplers import coordinate
 from .memory import out_of_memory
-from .prompts import PromptedCalls
+from .model_calls import ModelCalls
+from .two_models import Turns, TwoGuiders
 
 T = TypeVar("T")
-ONE_SAMPLE = "batch size 1"  # in the error of such models (ComfyUI 0.30.0, ldm/minimax/model.py)
+
+
+class Running(NamedTuple):
+    """What ComfyUI's `Sampler.sample` received: the guider, and what its calls receive."""
+
+    model_wrap: Any
+    extra_args: dict[str, Any]
+
+
+class LowNoise(NamedTuple):
+    """The second of two guiders, and the boundary below which it samples."""
+
+    running: Running
+    boundary: float
 
 
 class GuidedRun:
@@ -32,23 +46,48 @@ class GuidedRun:
     Args:
         model_wrap, extra_args: what ComfyUI's `Sampler.sample` received; the first is the guider.
         batch_size: samples per network call, at first.
+        shape: of the batch that ComfyUI reserved memory for.
+        low: of two guiders the second.
     """
 
-    def __init__(self, model_wrap: Any, extra_args: dict[str, Any], batch_size: int) -> None:
+    def __init__(
+        self,
+        model_wrap: Any,
+        extra_args: dict[str, Any],
+        batch_size: int,
+        shape: tuple[int, ...] = (),
+        low: LowNoise | None = None,
+    ) -> None:
         self.model_wrap, self.extra_args = model_wrap, extra_args
-        self.prompts = PromptedCalls(model_wrap)
-        self.model = self._model(batch_size)
+        self.sampling = model_wrap.inner_model.model_sampling
+        if low is not None:  # the other may be loaded at the moment, with the same weights
+            self.sampling = model_wrap.model_patcher.get_model_object("model_sampling")
         self.streams: Streams | None = None
-
-    @property
-    def sampling(self) -> Any:
-        """The model's `model_sampling`."""
-        return self.model_wrap.inner_model.model_sampling
+        self.turns: Turns | None = None
+        if low is None:
+            self._calls = (ModelCalls(model_wrap, extra_args),)
+        else:
+            turns = self.turns = Turns((model_wrap, low.running.model_wrap), shape)
+            self._calls = (
+                ModelCalls(model_wrap, extra_args, partial(turns.take, 0)),
+                ModelCalls(*low.running, partial(turns.take, 1)),
+            )
+        self.model = self._model(batch_size, low.boundary if low else 0.0)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The model options every call receives."""
+        """The model options every call receives; of two models the first's."""
         return self.extra_args["model_options"]
+
+    @property
+    def prompts(self) -> Any:
+        """Which noise is sampled with which prompt."""
+        return self._calls[0].prompts
+
+    def know_prompts(self, noises: Tensor, prompts: Tensor) -> None:
+        """From now on noises (n, *latent) have these prompts (n,)."""
+        for calls in self._calls:
+            calls.prompts.know(noises, prompts)
 
     def latents(self, latents: Tensor) -> Tensor:
         """Latents as the sampler receives them (core does not shift an empty latent)."""
@@ -62,23 +101,9 @@ class GuidedRun:
         self.model, self.streams = streams.model(self.model), streams
         self.model.calls = calls
 
-    def _model(self, batch_size: int) -> Model:
-        model_wrap, sampling, options = self.model_wrap, self.sampling, self.options
-        device = model_wrap.model_patcher.load_device
-        wrapped: Any = comfy.samplers.KSamplerX0Inpaint(model_wrap, None)
-        seed, mask = self.extra_args.get("seed"), self.extra_args.get("denoise_mask")
-
-        arguments = {"denoise_mask": mask, "model_options": options, "seed": seed}
-        prompts = self.prompts
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            return prompts(wrapped, partial(_one_by_one, wrapped, arguments), x, sigma)
-
-        def denoise_guided(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            call = partial(with_guidance, wrapped, extra_args=arguments)
-            return prompts(wrapped, call, x, sigma)
+    def _model(self, batch_size: int, boundary: float) -> Model:
+        model_wrap, sampling, every = self.model_wrap, self.sampling, self._calls
+        first, last = every[0], every[-1]
 
         def scale_noise(noise: Tensor, latent: Tensor, sigma: float) -> Tensor:
             level = torch.tensor([sigma], dtype=torch.float32, device=noise.device)
@@ -86,53 +111,30 @@ class GuidedRun:
             return sampling.noise_scaling(level[0], noise, latent, max_denoise)
 
         def begin_batch(noise: Tensor, latent: Tensor) -> None:
-            # what a mask leaves is the latent with this noise
-            wrapped.noise, wrapped.latent_image = noise, latent
-            prompts.begin(noise)
+            for calls in every:
+                calls.begin_batch(noise, latent)
 
         def begin_rollout(sigmas: Tensor) -> None:
-            # nodes read the current schedule from here, keyframed hooks count calls
-            options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas.to(device)
-            wrapped.sigmas = sigmas.to(device)
-            for conds in model_wrap.conds.values():
-                for cond in conds:
-                    if cond.get("hooks") is not None:
-                        cond["hooks"].reset()
+            for calls in every:
+                calls.begin_rollout(sigmas)
 
         return Model(
-            denoise,
+            first.denoise,
             coordinate(sampling),
             sigma_min=float(sampling.sigma_min),
             sigma_max=float(sampling.sigma_max),
             scale_noise=scale_noise,
             begin_batch=begin_batch,
             begin_rollout=begin_rollout,
-            device=device,
+            device=model_wrap.model_patcher.load_device,
             batch_size=batch_size,
-            denoise_guided=denoise_guided,
+            denoise_guided=first.denoise_guided,
             out_of_memory=out_of_memory,
             free_memory=comfy.model_management.soft_empty_cache,
+            boundary=boundary,
+            low_noise=last.denoise if boundary else None,
+            low_noise_guided=last.denoise_guided if boundary else None,
         )
-
-
-def _one_by_one(wrapped: Any, arguments: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
-    """A call; one sample at a time where the model takes no batches (MiniMax H3)."""
-    if len(x) == 1 or not getattr(wrapped, "one_by_one", False):
-        try:
-            return wrapped(x, sigma, **arguments)
-        except ValueError as error:
-            if len(x) == 1 or ONE_SAMPLE not in str(error):
-                raise
-            wrapped.one_by_one = True
-    noise, latent = wrapped.noise, wrapped.latent_image
-    found = []
-    try:
-        for i in range(len(x)):
-            wrapped.noise, wrapped.latent_image = noise[i : i + 1], latent[i : i + 1]
-            found.append(wrapped(x[i : i + 1], sigma[i : i + 1], **arguments))
-    finally:
-        wrapped.noise, wrapped.latent_image = noise, latent
-    return torch.cat(found)
 
 
 def run(
@@ -146,24 +148,37 @@ def run(
     """`task`'s value, computed without gradients while the guider samples.
 
     Args:
-        guider: any GUIDER.
+        guider: any GUIDER, or `TwoGuiders`.
         latents: (batch, *latent), or nested; ComfyUI reserves memory for such a batch, which is
             also the task's batch size.
         sigmas: (N+1,) the noise levels that patches receive before the first rollout.
         mask: a LATENT's noise_mask, the same for all samples: only where it is 1 is sampled.
     """
-    sampler = _TaskSampler(task)
-    options = {"denoise_mask": mask, "disable_pbar": True, "seed": seed}
-    guider.sample(latents * 0.0, latents, sampler, sigmas, **options)
-    if not sampler.done:
-        raise ValueError("the guider did not sample: remove patches that replace the sampler")
-    return sampler.value
+
+    def sampled(one: Any, sampler: _TaskSampler) -> Any:
+        options = {"denoise_mask": mask, "disable_pbar": True, "seed": seed}
+        one.sample(latents * 0.0, latents, sampler, sigmas, **options)
+        if not sampler.done:
+            raise ValueError("the guider did not sample: remove patches that replace the sampler")
+        return sampler.value
+
+    if not isinstance(guider, TwoGuiders):
+        return sampled(guider, _TaskSampler(lambda r, shape: task(GuidedRun(*r, shape[0]))))
+
+    def inside(high: Running, shape: tuple[int, ...]) -> T:
+        def both(low: Running, shape: tuple[int, ...]) -> T:
+            second = LowNoise(low, guider.boundary)
+            return task(GuidedRun(*high, shape[0], shape, second))
+
+        return sampled(guider.low, _TaskSampler(both))
+
+    return sampled(guider.high, _TaskSampler(inside))
 
 
 class _TaskSampler(comfy.samplers.Sampler):
     """Runs a task where a guider expects a sampler; its value remains in `value`."""
 
-    def __init__(self, task: Callable[[GuidedRun], Any]) -> None:
+    def __init__(self, task: Callable[[Running, tuple[int, ...]], Any]) -> None:
         self._task, self.value, self.done = task, cast(Any, None), False
 
     def sample(
@@ -181,7 +196,7 @@ class _TaskSampler(comfy.samplers.Sampler):
         mask = None if denoise_mask is None else denoise_mask[:1]  # of batches of any size
         with torch.no_grad():
             given = extra_args | {"denoise_mask": mask}
-            self.value = self._task(GuidedRun(model_wrap, given, len(noise)))
+            self.value = self._task(Running(model_wrap, given), tuple(noise.shape))
         self.done = True
         return noise
 

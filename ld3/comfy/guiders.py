@@ -9,6 +9,8 @@ import torch
 
 from . import core_samplers
 
+TEACHER = "teacher_guider"
+
 
 def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     """Core's guider for a MODEL with two prompts."""
@@ -43,16 +45,22 @@ def check_prompts(guider: Any) -> None:
             )
 
 
-def check_same_latents(model: Any, teacher: Any) -> None:
-    """Raise ValueError unless a teacher's MODEL has latents and noise levels as the student's."""
-    kinds = [core_samplers.is_flow(m.get_model_object("model_sampling")) for m in (model, teacher)]
+def check_same_latents(model: Any, other: Any, names: tuple[str, str]) -> None:
+    """Raise ValueError unless two MODELs have the same latents and kind of noise levels.
+
+    Args:
+        names: of the inputs.
+    """
+    kinds = [core_samplers.is_flow(m.get_model_object("model_sampling")) for m in (model, other)]
+    remedy = "connect a model of the same family"
+    if names[1] == TEACHER:
+        remedy = "connect the model that this one was distilled from"
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"teacher_guider's model is {_level_kind(kinds[1])}, guider's is "
-            f"{_level_kind(kinds[0])}: their noise levels mean different things; connect the model "
-            "that this one was distilled from"
+            f"{names[1]}'s model is {_level_kind(kinds[1])}, {names[0]}'s is "
+            f"{_level_kind(kinds[0])}: their noise levels mean different things; {remedy}"
         )
-    formats = [m.get_model_object("latent_format") for m in (model, teacher)]
+    formats = [m.get_model_object("latent_format") for m in (model, other)]
     shapes = [(f.latent_channels, f.latent_dimensions) for f in formats]
     channels, dimensions = shapes[0]
     probe = torch.tensor([0.0, 1.0]).reshape(2, 1, *[1] * dimensions)
@@ -60,10 +68,9 @@ def check_same_latents(model: Any, teacher: Any) -> None:
     same = shapes[0] == shapes[1] and torch.allclose(*(f.process_in(probe) for f in formats))
     if not same:
         raise ValueError(
-            f"teacher_guider's model has {shapes[1][0]} latent channels in the format "
-            f"{type(formats[1]).__name__}, guider's {shapes[0][0]} in {type(formats[0]).__name__}: "
-            "their latents mean different images; connect the model that this one was distilled "
-            "from"
+            f"{names[1]}'s model has {shapes[1][0]} latent channels in the format "
+            f"{type(formats[1]).__name__}, {names[0]}'s {shapes[0][0]} in "
+            f"{type(formats[0]).__name__}: their latents mean different images; {remedy}"
         )
 
 

@@ -52,6 +52,18 @@ def differences(
     return found
 
 
+def low_model_differences(schedule: Schedule, low_model: Any) -> list[str]:
+    """The same about the second of two models; None for one model."""
+    learned = schedule.info.low_model_fingerprint
+    if low_model is None or fingerprint.model_fingerprint(low_model) == learned:
+        return []
+    known = schedule.info.low_model_file or "unknown"
+    return [
+        f"schedule {schedule.name!r} was learned for another low_noise_model ({known}); the result "
+        "may be worse than a standard schedule's: train one for these models"
+    ]
+
+
 def _changed(info: ScheduleInfo, model: Any) -> str:
     """Which of the facts differ; the model it was learned for where none is known to."""
     now, parts = model_facts(model), []

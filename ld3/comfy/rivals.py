@@ -22,7 +22,9 @@ FLOW = ("euler", "simple")
 """What most people sample flow models with."""
 
 
-def own(model: Any, model_wrap: Any, request: TrainingRequest) -> Rival | None:
+def own(
+    model: Any, model_wrap: Any, request: TrainingRequest, boundary: float = 0.0
+) -> Rival | None:
     """The sampler and scheduler of compare_sampler and compare_scheduler.
 
     "auto" is euler and simple for flow models; for others the student's sampler and karras. None if
@@ -39,7 +41,9 @@ def own(model: Any, model_wrap: Any, request: TrainingRequest) -> Rival | None:
         model, sampler, scheduler, request.steps, request.denoise
     )
     try:
-        traced = core_samplers.widget_sampler("compare_sampler", sampler, schedule, model_wrap)
+        traced = core_samplers.widget_sampler(
+            "compare_sampler", sampler, schedule, model_wrap, boundary
+        )
         solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
         return _rival(solver, (sampler, scheduler), request.steps, OWN_MULTIPLES, MOST_OWN)
     except ValueError as error:

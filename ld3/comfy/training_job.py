@@ -12,9 +12,10 @@ from typing import Any
 import comfy.model_management
 from torch import Tensor
 
+from ..experts import high_steps
 from ..json_types import has_type
 from ..metrics import IMAGE_DISTANCES
-from ..schedule import Schedule, ScheduleInfo
+from ..schedule import FORMAT_VERSION, ONE_MODEL, Schedule, ScheduleInfo
 from ..schedule_file import check_name, encoded
 from ..training.other_steps import INTERPOLATED
 from ..training.report import Learned, Report
@@ -24,9 +25,10 @@ from . import fingerprint, folders
 from .connected_setup import ConnectedInputs, setup_of_connected
 from .image_distance import check_image_distance
 from .job import GraphInputs, Job
-from .requests import AUTO, TrainingOptions, TrainingRequest
+from .requests import AUTO, GAUSS_NEWTON, TrainingOptions, TrainingRequest
 from .training_run import Outcome, TrainingRun
 from .training_setup import setup_of_widgets
+from .two_models import guiders_in
 
 logger = logging.getLogger(__name__)
 CACHE_GB = 4.0
@@ -97,7 +99,8 @@ def train_schedule(
     """
     settings, name = request.settings(), check_name(name)
     vae = _vae(inputs.vae, request)
-    job, setup = inputs.job(request.cfg), setup_of_widgets(inputs.model, request)
+    job = inputs.job(request.cfg)
+    setup = setup_of_widgets(job.guider, request)
     store = folders.teacher_store(cache_gb)
     return _trained(TrainingRun(job, request, settings, setup, vae, store), name, retrain)
 
@@ -113,8 +116,8 @@ def train_connected(
     settings, name = request.settings(), check_name(name)
     inputs.check(request)
     vae = _vae(inputs.vae, request)
-    job, setup = Job(inputs.guider, inputs.latent_image), setup_of_connected(inputs, request)
-    store, other = folders.teacher_store(cache_gb), inputs.teacher_guider
+    job, setup = Job(inputs.guiders, inputs.latent_image), setup_of_connected(inputs, request)
+    store, other = folders.teacher_store(cache_gb), inputs.teacher_guiders
     teacher_job = None if other is None else Job(other, inputs.latent_image)
     training = TrainingRun(job, request, settings, setup, vae, store, teacher_job)
     return _trained(training, name, retrain)
@@ -145,7 +148,8 @@ def _outcome(training: TrainingRun, sigmas: Tensor) -> Outcome:
     request, teacher_job, task = training.request, training.teacher_job, training.run
     if teacher_job is not None:
         taught = teacher_job.run(training.teach, sigmas, request.batch_size, request.seed)
-        comfy.model_management.unload_model_and_clones(teacher_job.model)
+        for one in guiders_in(teacher_job.guider):
+            comfy.model_management.unload_model_and_clones(one.model_patcher)
         task = partial(training.run, taught=taught)
     return training.job.run(task, sigmas, request.batch_size, request.seed)
 
@@ -157,6 +161,8 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
             f"distance is {request.distance!r}, which compares images, and latent_image has "
             f"{len(job.shapes)} streams: choose pseudo-huber, l2 or l1"
         )
+    if job.boundary:
+        _check_for_two_models(training)
     decoder = fingerprint.weights_hash(vae.first_stage_model) if vae else None
     contents = [job.samples, job.batch_index, decoder, *setup.contents]
     baselines = setup.schedules(request.steps) if setup.always else {}
@@ -199,13 +205,26 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     return TrainingResult(*saved, trained=True, seconds=seconds, continued=journal.calls)
 
 
+def _check_for_two_models(training: TrainingRun) -> None:
+    """Raise ValueError, naming the widget, for what is not made for two models."""
+    request = training.request
+    for unfit, widget in ((request.gradient, "optimizer"), (training.settings.dode, "learn")):
+        if unfit:
+            raise ValueError(
+                f"{widget} is {getattr(request, widget)!r}, which is not made for two models: "
+                f"choose {GAUSS_NEWTON!r} as optimizer, and anything but D-ODE to learn"
+            )
+
+
 def _schedule(training: TrainingRun, outcome: Outcome, key: str) -> Schedule:
     """What was learned, with all that is known of it."""
     learned, job, request = outcome.learned, training.job, training.request
     described = training.setup.described
     info = ScheduleInfo(
         **described | {"teacher": described["teacher"] | outcome.teacher},
-        **_described(learned, request.method),
+        **_described(learned, request.method, job.boundary),
+        boundary=job.boundary,
+        format_version=FORMAT_VERSION if job.boundary else ONE_MODEL,
         settings=asdict(request) | asdict(outcome.settings) | job.described(),
         settings_hash=key,
         **job.provenance(),
@@ -214,7 +233,7 @@ def _schedule(training: TrainingRun, outcome: Outcome, key: str) -> Schedule:
     return replace(schedule, others=_others(learned, info))
 
 
-def _described(learned: Learned, method: str) -> dict[str, Any]:
+def _described(learned: Learned, method: str, boundary: float) -> dict[str, Any]:
     """What depends on the number of steps in a `ScheduleInfo`."""
     solver, report = learned.solver, learned.report
     return {
@@ -223,6 +242,8 @@ def _described(learned: Learned, method: str) -> dict[str, Any]:
         "method": method,
         "extras": [extra.value for extra in solver.extras],
         "steps_sigmas": report.steps_sigmas,
+        "high_steps": high_steps(solver.sigmas, boundary) if boundary else 0,
+        "high_calls": solver.table.split or 0,
         "report": report.as_json(),
     }
 
@@ -232,6 +253,6 @@ def _others(learned: Learned, info: ScheduleInfo) -> tuple[Schedule, ...]:
     found = []
     for other in learned.others.values():
         method = INTERPOLATED if other.report.chosen == INTERPOLATED else info.method
-        described = replace(info, **_described(other, method))
+        described = replace(info, **_described(other, method, info.boundary))
         found.append(Schedule(other.solver.sigmas, other.solver.table, described))
     return tuple(found)

@@ -265,6 +265,8 @@ class TrainingRun:
         if self.vae is None:
             return None
         load_together(guided.model_wrap.model_patcher, self.vae, latent.shape)
+        if guided.turns:
+            guided.turns.stay_with(self.vae.patcher)
         if self.request.gradient:
             stack.enter_context(normal_tensors(self.vae.first_stage_model))
         return feature_map(self.request.distance, self.vae, guided.model_wrap, latent)
@@ -296,6 +298,8 @@ class TrainingRun:
         sigmas = self.teachers.sigmas[self.teachers.first]
         last = len(sigmas) - 1
         chosen = torch.linspace(0, last, min(self.request.steps, last) + 1).round().long()
+        if self.setup.boundary:
+            chosen[-2] = last - 1  # the one level that is surely below it
         return sigmas[chosen]
 
 

@@ -15,6 +15,7 @@ from ..training.steps_saved import Rival
 from . import core_samplers, rivals
 from .auto_teacher import TeacherOptions, teacher_options
 from .requests import TrainingRequest
+from .two_models import boundary_of, check_both_used
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class TrainingSetup:
         sampler, teacher_sampler: SAMPLER or its name, after the input that errors name.
         teachers: the teacher's noise levels.
         schedules: number of steps -> standard schedules by name.
+        boundary: of two models, see `ld3.experts`; 0 for one.
         start_sigma, end_sigma: first and last level of the learned schedule; the model's largest if
             the first is None.
         always: baselines that are measured in any case.
@@ -47,6 +49,7 @@ class TrainingSetup:
     always: tuple[str, ...] = ()
     start_sigma: float | None = None
     end_sigma: float = 0.0
+    boundary: float = 0.0
 
     def check_masked(self) -> None:
         """Raise ValueError, naming the input, for a sampler that draws noise under a mask."""
@@ -62,7 +65,7 @@ class TrainingSetup:
 
     def traced(self, wrap: Any, sigmas: Tensor) -> TracedSampler:
         """The student's sampler in a running guider, checked at some sigmas (N+1,)."""
-        found = core_samplers.widget_sampler(*self.sampler, sigmas, wrap)
+        found = core_samplers.widget_sampler(*self.sampler, sigmas, wrap, self.boundary)
         calls = found.table(sigmas).model_calls
         if calls > MOST_CALLS:
             raise ValueError(
@@ -74,16 +77,20 @@ class TrainingSetup:
     def traced_teacher(self, wrap: Any) -> TracedSampler:
         """The teacher's."""
         sigmas = self.teachers.sigmas[self.teachers.first]
-        return core_samplers.widget_sampler(*self.teacher_sampler, sigmas, wrap)
+        return core_samplers.widget_sampler(*self.teacher_sampler, sigmas, wrap, self.boundary)
 
 
-def setup_of_widgets(model: Any, request: TrainingRequest) -> TrainingSetup:
+def setup_of_widgets(guider: Any, request: TrainingRequest) -> TrainingSetup:
     """What LD3 Train Schedule says.
 
     Raises:
-        ValueError: teacher_scheduler has fewer levels than teacher_steps.
+        ValueError: teacher_scheduler has fewer levels than teacher_steps, or two models have a
+            boundary that leaves one of them no step.
     """
+    model, boundary = guider.model_patcher, boundary_of(guider)
     teachers = teacher_options(model, request)
+    for sigmas in teachers.sigmas.values():
+        check_both_used(guider, sigmas)
     whole = request.denoise > 0.9999
     return TrainingSetup(
         ("sampler_name", request.sampler_name),
@@ -92,7 +99,7 @@ def setup_of_widgets(model: Any, request: TrainingRequest) -> TrainingSetup:
         lambda steps: core_samplers.standard_schedules(
             model, request.sampler_name, steps, request.denoise
         ),
-        lambda wrap, sampler: rivals.own(model, wrap, request),
+        lambda wrap, sampler: rivals.own(model, wrap, request, boundary),
         partial(rivals.standard, model, request),
         teacher_facts=request.teacher_facts(),
         described={
@@ -105,4 +112,5 @@ def setup_of_widgets(model: Any, request: TrainingRequest) -> TrainingSetup:
             },
         },
         start_sigma=None if whole else float(teachers.sigmas[teachers.first][0]),
+        boundary=boundary,
     )

@@ -96,7 +96,8 @@ class TrajectorySurrogate:
         self._teacher, self.target = teacher, target
         self._variance = float(target.var())
 
-    def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False) -> Any:
+    def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False, low: bool = False) -> Any:
+        """See `Model`; both of two models are described by the teacher's rollouts."""
         level = float(sigma.reshape(-1)[0])
         state, output = self._teacher.states(level), self._teacher.outputs(level)
         signal = self._teacher.coordinate.signal(level)

@@ -17,12 +17,14 @@ ripple of its time embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..few_parameters import FewParameters
+from ..model import Model
 from ..solver_parameters import SolverParameters
 from ..table import Discretization, rollout
 from ..teacher import TeacherSamples
@@ -121,11 +123,7 @@ def _normal_equations(
             std = objective.data_std
             states = TrajectoryResiduals(batch, model.coordinate, std, student.table, history)
         changes: dict[int, Tensor] = {}
-        # the last to change first, so that outputs can be freed once no other rollout shares them
-        for p in sorted(perturbations, key=lambda p: -p.shared):
-            del history[p.shared :]
-            model.begin_rollout(p.solver.sigmas)
-            perturbed, outputs = rollout(p.solver.table, model, history)
+        for p, perturbed, outputs in _rollouts(model, perturbations, history):
             # rounded to 3 digits, which averages out over elements, and half the memory
             changes[p.k] = (compared(perturbed) - result).bfloat16()
             if states:
@@ -152,6 +150,30 @@ def _normal_equations(
             a += matrix
             g += vector
     return a, g
+
+
+def _rollouts(
+    model: Model, perturbations: list[_Perturbation], history: list[Tensor]
+) -> Iterator[tuple[_Perturbation, Tensor, list[Tensor]]]:
+    """Every perturbation with its result and history; the history given is shortened.
+
+    Those that change last come first, so that outputs can be freed once no other rollout shares
+    them. Of two models all calls of the first come next: not both may fit on the device.
+    """
+    begun = []
+    for p in sorted(perturbations, key=lambda p: -p.shared):
+        del history[p.shared :]
+        table = p.solver.table
+        model.begin_rollout(p.solver.sigmas)
+        split = table.split if model.stateless else None
+        if split is not None and p.shared <= split * table.outputs:
+            begun.append((p, rollout(table, model, history, split)[1]))
+        else:
+            yield p, *rollout(table, model, history)
+    while begun:
+        p, started = begun.pop()
+        model.begin_rollout(p.solver.sigmas)
+        yield p, *rollout(p.solver.table, model, started)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 target ~ X_M + sum_k c_k (D_k - D_last) is a weighted ridge least-squares problem in c, solved
 without model calls beyond the sampling itself. The sum of the row's weights does not change, so
-what all outputs agree on does not change.
+what all outputs agree on does not change. Of two models the outputs of the second are mixed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import Distance
-from ..table import Discretization, Extra
+from ..table import Discretization, Extra, SolverTable
 from ..teacher import TeacherSamples
 from .validation import Objective
 
@@ -28,8 +28,7 @@ def output_mix(
 
     Latents are compared whatever the distance; its weights keep outliers from dominating.
     """
-    calls, distance = student.table.model_calls, objective.distance
-    columns = student.table.denoised
+    distance, (calls, columns) = objective.distance, _mixed(student.table)
     if calls < 2:
         return None
     asked = ["output mix", distance.identity, *student.identity, *samples.identity]
@@ -43,12 +42,17 @@ def output_mix(
     return Discretization(student.sigmas, replace(student.table, weights=weights), extras)
 
 
+def _mixed(table: SolverTable) -> tuple[int, slice]:
+    """How many outputs are mixed, and their columns."""
+    first = table.split or 0
+    return table.model_calls - first, slice(1 + first * table.outputs, None, table.outputs)
+
+
 def _equations(
     objective: Objective, student: Discretization, samples: TeacherSamples
 ) -> tuple[Tensor, Tensor]:
     """A and g of the weighted least squares for c."""
-    calls, distance = student.table.model_calls, objective.distance
-    columns = student.table.denoised
+    distance, (calls, columns) = objective.distance, _mixed(student.table)
     a = torch.zeros(calls - 1, calls - 1, dtype=torch.float64)
     g = torch.zeros(calls - 1, dtype=torch.float64)
     latent = Distance("pseudo-huber", distance.scale) if distance.image_features else distance

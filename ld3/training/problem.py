@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ..few_parameters import FewParameters
@@ -65,7 +66,7 @@ def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Comp
     """The student's parameters, and the standard schedules that its sampler can run."""
     model = problem.model
     start, end = problem.start_sigma, problem.end_sigma
-    levels = StepParameters(model.coordinate, start, model.sigma_min, end)
+    levels = StepParameters(model.coordinate, start, model.sigma_min, end, model.boundary)
     if not levels.room_for(settings.steps):
         raise ValueError(
             f"steps is {settings.steps}; between sigma {start:.4g} and "
@@ -74,6 +75,8 @@ def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Comp
     settings.check(problem.teacher.steps)
     parameters = SolverParameters.of_steps(problem.sampler, levels, model.sigma_max, settings.steps)
     _check_cfg_pp(problem, settings, levels)
+    if model.boundary:
+        _check_calls(problem.sampler, levels, settings.steps)
     if not settings.gradient:  # which learns the extras after the steps
         parameters = replace(parameters, decoupled=settings.decoupled, order=settings.order)
     baselines = {}
@@ -84,6 +87,19 @@ def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Comp
             logger.info("LD3: the standard schedule %s cannot be run: %s", name, error)
     always = tuple(name for name in problem.always if name in baselines)
     return Competitors(FewParameters(parameters), baselines, always)
+
+
+def _check_calls(sampler: TracedSampler, levels: StepParameters, steps: int) -> None:
+    """Raise ValueError if the calls of two models depend on how many steps each makes."""
+    most, least = (
+        sampler.table(levels.sigmas(levels.separated(torch.full((steps - 1,), u)))).model_calls
+        for u in levels.bounds()
+    )
+    if most != least:
+        raise ValueError(
+            f"sampler {sampler.name!r} makes {least} or {most} model calls in {steps} steps, "
+            "depending on how many of them each of the two models makes: choose another sampler"
+        )
 
 
 def _check_cfg_pp(
