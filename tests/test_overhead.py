@@ -14,7 +14,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def row(sampler: str, ratio: float) -> dict[str, Any]:
-    return {"sampler": sampler, "steps": 4, "ratio": ratio}
+    return {"case": "table", "sampler": sampler, "steps": 4, "ratio": ratio}
+
+
+def training(case: str, ratio: float) -> dict[str, Any]:
+    peaks = {"peak_gb_sampling": 2.0, "peak_gb_training": 2.1}
+    return row("dpmpp_2m", ratio) | {
+        "case": case, "ms_per_call": 1.0, "ms_of_a_plain_call": 9.0, **peaks
+    }  # fmt: skip
 
 
 def test_runs_alternate_so_that_a_drift_favours_neither(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +52,16 @@ def test_summary_judges_the_worst_cell() -> None:
     assert "MISSED" in overhead.summary([row("euler", 1.0), row("ipndm", 1.04)])
 
 
+def test_summary_tells_of_trainings_and_judges_the_large_model() -> None:
+    demo, large = overhead.summary([training("demo", 1.2), training("sd15", 1.04)]).splitlines()
+    assert "training of demo: ratio 1.2000" in demo and "1.050 x that of sampling" in demo
+    assert "MISSED" not in demo and "MISSED" in large
+
+
 @pytest.mark.timeout(120)
 def test_a_row_samples_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(overhead.BLOCKS, 4, 1)
-    found = overhead.row("ipndm", 4)
+    found = overhead.row("table", "ipndm", 4)
     assert set(overhead.COLUMNS) <= set(found)
     assert found["model_calls"] == 4 and len(found["ratios"]) == found["blocks"] == 1
     assert 0.2 < found["ratio"] < 5
