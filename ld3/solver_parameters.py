@@ -7,8 +7,8 @@ u are the free noise levels (`StepParameters`).
 d are the decoupled times (LD3, arXiv 2405.15506, section 3.3): in model call m the network is
 evaluated at another noise level than its state's, d_m away in the same coordinate, D_m =
 denoise(X_m, sigma_c). The first call is evaluated at the first level. (For variance-preserving
-models LD3's code also keeps the network's scaled input as it was, by a factor on X_m; without it
-errors get smaller, see docs/benchmarks.md.)
+models LD3's code also keeps the network's scaled input as it was, by a factor on X_m; here the
+input is scaled for sigma_c, as ComfyUI does it.)
 
 c are corrections of the sampler's coefficients (as in the generalised solver, arXiv 2510.17699):
 row m of its table gains c W[m,m] (D_{m-1} - D_{m-1-j}) for j = 1 .. order, in units of the row's

@@ -69,6 +69,7 @@ def test_a_run_keeps_finished_rows_and_adds_the_missing_ones(tmp_path: Path) -> 
     )
     file = tmp_path / "squares.json"
     file.write_text(json.dumps([{"n": 1, "square": 1}]))
-    assert [r["n"] for r in command._run(squares, file, only="1")] == [1, 12]
-    assert computed == [12]
-    assert json.loads(file.read_text()) == [{"n": 1, "square": 1}, {"n": 12, "square": 144}]
+    assert [r["n"] for r in command._run(squares, file, only=["2", "1"])] == [2, 12, 1]
+    assert computed == [2, 12]
+    kept = [{"n": n, "square": n * n} for n in (1, 2, 12)]
+    assert json.loads(file.read_text()) == kept

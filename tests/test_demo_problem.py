@@ -13,6 +13,7 @@ from benchmarks.methods.trial import Trial
 from benchmarks.problems import demo_model, registry
 from benchmarks.problems.demo_model import DemoProblem
 from benchmarks.problems.live_model import LiveModel
+from benchmarks.suites import caches
 from demo import emoji
 from ld3.metrics import rmse
 
@@ -29,9 +30,12 @@ def few_noises(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ours, "NOISES", 4)
     monkeypatch.setattr(DemoProblem, "heldout_noises", 4)
     monkeypatch.setattr(DemoProblem, "frechet_noises", 4)
-    registry.load.cache_clear()
+    kept = registry.load, demo_model.emoji_data
+    for cached in kept:
+        cached.cache_clear()
     yield
-    registry.load.cache_clear()
+    for cached in kept:
+        cached.cache_clear()
 
 
 def samples(problem: DemoProblem) -> torch.Tensor:
@@ -105,3 +109,27 @@ def test_frechet_distance_is_finite_and_for_the_first_seed_only(name: str) -> No
     distance, count = problem.frechet(solver, 0)
     assert distance > 0 and count == 4
     assert problem.frechet(solver, 1) == (None, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["easycache", "lazycache"])
+def test_caches_save_network_calls_and_without_skipping_change_nothing(method: str) -> None:
+    problem = registry.load("demo-flow")
+    noise = problem.noises(2, 0)
+
+    def sampled(live: LiveModel) -> tuple[torch.Tensor, torch.Tensor]:
+        solver = live.standard("euler", "simple", 8)
+        return solver.sigmas.float(), live.samples(solver, noise)
+
+    sigmas, expected = problem.run(sampled)
+    made: dict[float, int] = {}
+    found = {}
+    for threshold in (0.0, 3.0):
+        model, calls = caches.cached_model(problem.patcher, method, threshold, (0.0, 1.0)), []
+        found[threshold] = problem.sampled_by_core(
+            model, "euler", sigmas, noise, lambda calls=calls: calls.append(1)
+        )
+        made[threshold] = len(calls)
+    assert made[0.0] == 8 and 2 <= made[3.0] < 8
+    assert torch.allclose(found[0.0], expected, atol=1e-5)
+    assert not torch.allclose(found[3.0], expected, atol=1e-2)

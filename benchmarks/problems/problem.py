@@ -72,13 +72,41 @@ class Problem:
 
     def error(self, live: LiveModel, solver: Discretization) -> float:
         """Mean RMSE of held-out samples to the common reference; its calls do not count."""
-        noise = self.noises(self.heldout_noises, HELDOUT_SEED)
+        return self.distance(live, live.samples(solver, self.test_noise))
+
+    def distance(self, live: LiveModel, samples: Tensor) -> float:
+        """Mean RMSE of samples of `test_noise` to the common reference."""
+        return float(rmse(samples - self.reference_samples(live)).mean())
+
+    @property
+    def test_noise(self) -> Tensor:
+        """The held-out noises."""
+        return self.noises(self.heldout_noises, HELDOUT_SEED)
+
+    def reference_samples(self, live: LiveModel) -> Tensor:
+        """Their samples by the common reference; its calls do not count."""
 
         def solved() -> Tensor:
-            return live.samples(live.standard(*self.reference), noise, self.reference_batch)
+            solver = live.standard(*self.reference)
+            return live.samples(solver, self.test_noise, self.reference_batch)
 
-        reference = self.cached("reference", solved)
-        return float(rmse(live.samples(solver, noise) - reference).mean())
+        return self.cached("reference", solved)
+
+    def best_standard(self, live: LiveModel, sampler: str, steps: int) -> tuple[str, float]:
+        """The standard schedule that is best on the held-out noises, and its error.
+
+        ddim_uniform, which makes 7 steps if asked for 6, does not count there.
+        """
+        errors = {
+            name: self.cached(
+                f"{sampler} {steps} {name}",
+                lambda sigmas=sigmas: self.error(live, live.discretization(sampler, sigmas)),
+            )
+            for name, sigmas in live.schedules(sampler, steps).items()
+            if len(sigmas) == steps + 1
+        }
+        best = min(errors, key=errors.__getitem__)
+        return best, errors[best]
 
     def teacher_samples(self, live: LiveModel, count: int, seed: int) -> TeacherSamples:
         """Training noises with the teacher's samples, counted in `live.model.calls`."""

@@ -1,129 +1,257 @@
 """What a learned schedule costs, in model calls of all kinds, and what it gains.
 
 Every row is one training with a quality of LD3 Train Schedule: the teacher's calls, the search's
-and the report's together; the test of the teacher, 280 calls, is taken from the budget. `thorough`
-is the same learner on the sets and iterations of version 0.1's default, about 12,000 to 20,000
-calls with the full solver.
+and the report's together, with the steps saved and, except for fast, the node's test of its
+teacher. Beside its error stand, on the same noises, those of the best standard schedule and of the
+former learner (commit 0f2ccb1): of its default with 12 iterations and 9,000 to 21,000 calls where
+suite `finite_difference` measured that, else with 10 iterations (results/former/learning.json).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import clustered_mean, geometric_mean
+from benchmarks.comparison import Mean, clustered_mean, geometric_mean, reached
+
+from .finite_difference import ITERATIONS, LEARN, SAMPLERS
+from .finite_difference import KEYS as TRAINING
 
 TITLE = "Calls and error by quality: mean RMSE to the ODE's solution on held-out noises"
-KEYS = ("model", "sampler", "steps", "learn", "quality", "seed")
+KEYS = ("model", "sampler", "steps", "cfg", "learn", "quality", "seed")
 COLUMNS = {
-    "model": 13,
-    "sampler": 13,
-    "steps": 5,
-    "learn": 6,
-    "quality": 8,
-    "seed": 4,
-    "error": 8,
-    "best_standard": 13,
-    "error_best_standard": 19,
-    "calls": 6,
-    "teacher_calls": 13,
-    "report_calls": 12,
-}
+    "model": 13, "sampler": 13, "steps": 5, "cfg": 4, "learn": 6, "quality": 8, "seed": 4,
+    "error": 8, "best_standard": 16, "error_best_standard": 19, "error_finite_difference": 23,
+    "iterations_finite_difference": 28, "calls": 6, "teacher_calls": 13, "report_calls": 12,
+}  # fmt: skip
 TUNED, KEPT_ASIDE = ("digits", "gmm16"), ("patches", "moons-flow", "patches-flow")
 """Problems that constants were chosen on (with other seeds), and others."""
-NETWORKS = ("demo", "demo-flow")
-LEARN: dict[str, dict[str, Any]] = {
-    "steps": {},
-    "full": {"decoupled": True, "order": 1, "output_mix": True},
-}
-THOROUGH: dict[str, dict[str, Any]] = {
-    "steps": {"descents": 3, "iterations": 12},
-    "full": {"descents": 6, "iterations": 20},
-}
-SEEDS = 3
+NETWORKS = {("demo", 1.0): "demo", ("demo", 4.0): "demo-cfg4", ("demo-flow", 1.0): "demo-flow"}
+"""Model and guidance -> name of the problem."""
+SEEDS, STEPS = 3, (4, 6)
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+GS = "gs-edm"
+FORMER = {"gauss-newton": "steps", "gauss-newton+solver+mix": "full"}
+"""Methods of the former learner in its suite `learning`, and what they learn."""
+FORMER_ITERATIONS = 10
+Row = dict[str, Any]
 
 
-def cells() -> Iterator[dict[str, Any]]:
-    """Every combination measured; `thorough` and networks with fewer seeds, for their cost."""
+def cells() -> Iterator[Row]:
+    """Every combination measured; `best` only where GS was trained."""
+    models = [(m, 1.0) for m in (*TUNED, *KEPT_ASIDE)] + list(NETWORKS)
     for seed in range(SEEDS):
-        for model in (*NETWORKS, *TUNED, *KEPT_ASIDE):
-            for sampler in ("dpmpp_2m", "ipndm", "euler", "res_multistep"):
-                for steps in (4, 6):
+        for model, cfg in models:
+            for sampler in SAMPLERS:
+                for steps in STEPS:
                     for learn in LEARN:
-                        for quality in ("fast", "normal", "thorough"):
-                            if seed and (quality == "thorough" or model in NETWORKS):
+                        for quality in ("fast", "normal", "best"):
+                            if quality == "best" and (model not in TUNED or learn != "full"):
                                 continue
-                            yield {
-                                "model": model,
-                                "sampler": sampler,
-                                "steps": steps,
-                                "learn": learn,
-                                "quality": quality,
-                                "seed": seed,
-                            }
+                            values = (model, sampler, steps, cfg, learn, quality, seed)
+                            yield dict(zip(KEYS, values, strict=True))
 
 
-def row(
-    model: str, sampler: str, steps: int, learn: str, quality: str, seed: int
-) -> dict[str, Any]:
+def row(**cell: Any) -> Row:
     """Train once."""
+    import torch
+
     from benchmarks.methods import ours
     from benchmarks.methods.trial import Trial
     from benchmarks.problems import registry
-    from ld3.training.gauss_newton import GaussNewtonSettings
 
-    problem = registry.load(model)
+    torch.set_num_threads(1)  # more make small tensors slower
+    model, sampler, steps = cell["model"], cell["sampler"], cell["steps"]
+    problem = registry.load(NETWORKS.get((model, cell["cfg"]), model))
 
-    def measured(live: Any) -> dict[str, Any]:
-        trial = Trial(problem, live, sampler, steps, seed)
-        changes: dict[str, Any] = dict(LEARN[learn])
-        if quality == "thorough":
-            changes |= {"training_noises": 32, "validation_noises": 32, "test_noises": 64}
-            changes |= {**THOROUGH[learn], "gauss_newton": GaussNewtonSettings(noises=8)}
-            learned = ours.learn(trial, **changes)
-        else:
-            learned = ours.learn(trial, quality=quality, compared=quality != "fast", **changes)
+    def measured(live: Any) -> Row:
+        trial = Trial(problem, live, sampler, steps, cell["seed"])
+        compared = cell["quality"] != "fast"
+        learned = ours.learn(
+            trial, quality=cell["quality"], compared=compared, **LEARN[cell["learn"]]
+        )
         report = learned.report
-        schedules = live.schedules(sampler, steps)
-        errors = {
-            name: problem.cached(
-                f"{sampler} {steps} {name}",
-                lambda sigmas=sigmas: problem.error(live, live.discretization(sampler, sigmas)),
-            )
-            for name, sigmas in schedules.items()
-            if len(sigmas) == steps + 1
-        }
-        best = min(errors, key=errors.__getitem__)
+        check = ours.CHECK_CALLS if compared else 0
+        former = former_errors().get(tuple(cell[k] for k in TRAINING), (None, None))
+        best, error = problem.best_standard(live, sampler, steps)
         return {
             "error": problem.error(live, learned.solver),
             "best_standard": best,
-            "error_best_standard": errors[best],
+            "error_best_standard": error,
+            "error_finite_difference": former[0],
+            "iterations_finite_difference": former[1],
             "chosen": report.chosen,
-            "calls": report.teacher_calls + report.training_calls + report.report_calls,
-            "teacher_calls": report.teacher_calls,
+            "calls": report.teacher_calls + report.training_calls + report.report_calls + check,
+            "teacher_calls": report.teacher_calls + check,
             "report_calls": report.report_calls,
         }
 
-    key = (model, sampler, steps, learn, quality, seed)
-    return dict(zip(KEYS, key, strict=True)) | problem.run(measured)
+    return cell | problem.run(measured)
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Error over that of the best standard schedule, and calls, by model, quality and learn."""
+@cache
+def former_errors() -> dict[tuple[Any, ...], tuple[float, int]]:
+    """(model, sampler, steps, cfg, learn, seed) -> the former learner's error and iterations."""
+    found: dict[tuple[Any, ...], tuple[float, int]] = {}
+    for r in _published("former/learning"):
+        if r["method"] in FORMER:
+            cell = r["model"], r["sampler"], r["steps"], 1.0, FORMER[r["method"]], r["seed"]
+            found[cell] = r["heldout_error"], FORMER_ITERATIONS
+    for r in _published("finite_difference"):
+        found[tuple(r[k] for k in TRAINING)] = r["error"], ITERATIONS
+    return found
+
+
+def _published(name: str) -> list[Row]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def summary(rows: list[Row]) -> str:
+    """By model, quality and what is learned: ratios, losses and calls; then the aims."""
     lines = []
-    groups = sorted({(r["learn"], r["quality"], r["model"]) for r in rows})
-    for learn, quality, model in groups:
-        mine = [
-            r for r in rows if (r["learn"], r["quality"], r["model"]) == (learn, quality, model)
-        ]
-        ratios: dict[str, list[float]] = {}
-        for r in mine:
-            ratios.setdefault(r["sampler"], []).append(r["error"] / r["error_best_standard"])
-        calls = geometric_mean([r["calls"] for r in mine])
-        worst = max(max(found) for found in ratios.values())
-        lost = sum(ratio > 1 for found in ratios.values() for ratio in found)
-        lines.append(
-            f"{learn} {quality} {model}: {clustered_mean(ratios)}, worst {worst:.2f}, "
-            f"{lost} of {len(mine)} lose to the best standard, {calls:.0f} calls"
+    for learn, quality in dict.fromkeys((r["learn"], r["quality"]) for r in rows):
+        for model, cfg in dict.fromkeys((r["model"], r["cfg"]) for r in rows):
+            mine = [
+                r for r in rows
+                if (r["learn"], r["quality"], r["model"], r["cfg"]) == (learn, quality, model, cfg)
+            ]  # fmt: skip
+            if mine:
+                lines.append(f"{learn} {quality} {model} cfg {cfg:g}: {_described(mine)}")
+    return "\n".join([*lines, *_aims(rows)])
+
+
+def _described(rows: list[Row]) -> str:
+    lost = sum(r["error"] > r["error_best_standard"] for r in rows)
+    worst = max(r["error"] / r["error_best_standard"] for r in rows)
+    former = [r for r in rows if r["error_finite_difference"]]
+    known = f", {_ratio(former, 'error_finite_difference')} of the former learner" if former else ""
+    calls = [r["calls"] for r in rows]
+    return (
+        f"{_ratio(rows, 'error_best_standard')} of the best standard schedule (worst {worst:.2f}, "
+        f"{lost} of {len(rows)} lose){known}; {geometric_mean(calls):.0f} calls, at most "
+        f"{max(calls)}"
+    )
+
+
+def _ratio(rows: Iterable[Row], against: str) -> Mean:
+    """Of errors; clusters are a model, guidance and sampler."""
+    ratios: dict[tuple[Any, ...], list[float]] = {}
+    for r in rows:
+        cluster = r["model"], r["cfg"], r["sampler"]
+        ratios.setdefault(cluster, []).append(r["error"] / r[against])
+    return clustered_mean(ratios)
+
+
+class _Aim:
+    """An upper limit for errors over the former learner's in some rows, at a number of calls."""
+
+    def __init__(
+        self, name: str, rows: Callable[[Row], bool], error: float, calls: int, each: float | None
+    ) -> None:
+        self.name, self.rows, self.error, self.calls, self.each = name, rows, error, calls, each
+
+    def judged(self, rows: list[Row]) -> Iterator[str]:
+        """A line, if there are such rows."""
+        mine = [r for r in rows if self.rows(r) and r["error_finite_difference"]]
+        if not mine:
+            return
+        found, calls = _ratio(mine, "error_finite_difference"), max(r["calls"] for r in mine)
+        models = {
+            (r["model"], r["cfg"]): _ratio(
+                [o for o in mine if (o["model"], o["cfg"]) == (r["model"], r["cfg"])],
+                "error_finite_difference",
+            ).value
+            for r in mine
+        }
+        right = found.value <= self.error and calls <= self.calls
+        right = right and (self.each is None or max(models.values()) <= self.each)
+        listed = ", ".join(f"{m} cfg {c:g} {value:.2f}" for (m, c), value in models.items())
+        limit = "" if self.each is None else f", each model <= {self.each:g}"
+        yield (
+            f"{self.name}: {found} of the former error ({listed}) at most {calls} calls, "
+            f"{len(mine)} trainings; aim <= {self.error:g}{limit} at <= {self.calls}: "
+            f"{reached(right)}"
         )
-    return "\n".join(lines)
+
+
+def _smooth(r: Row) -> bool:
+    return (r["model"], r["cfg"]) in (("demo", 1.0), ("demo-flow", 1.0))
+
+
+def _is(quality: str, learn: str) -> Callable[[Row], bool]:
+    return lambda r: (r["quality"], r["learn"]) == (quality, learn)
+
+
+AIMS = (
+    _Aim("normal, full solver", _is("normal", "full"), 1.03, 2_500, 1.10),
+    _Aim("normal, time steps", _is("normal", "steps"), 1.05, 1_700, None),
+    _Aim(
+        "normal, full solver, demo and demo-flow at cfg 1",
+        lambda r: _smooth(r) and _is("normal", "full")(r), 1.05, 1_200, None,
+    ),
+    _Aim(
+        "fast, full solver, demo and demo-flow at cfg 1",
+        lambda r: _smooth(r) and _is("fast", "full")(r), 1.10, 700, None,
+    ),
+)  # fmt: skip
+FLOW_AIM = 0.60  # of the best standard schedule, demo-flow, 4 steps
+GS_AIM, GS_CALLS = 1.0, 1 / 20
+
+
+def _aims(rows: list[Row]) -> Iterator[str]:
+    for aim in AIMS:
+        yield from aim.judged(rows)
+    fast = [r for r in rows if r["quality"] == "fast" and not _smooth(r)]
+    lost = sum(r["error"] > r["error_best_standard"] for r in fast)
+    if fast:
+        yield (
+            f"fast elsewhere: {lost} of {len(fast)} lose to the best standard schedule; aim: none: "
+            f"{reached(not lost)}"
+        )
+    flow = [
+        r for r in rows
+        if _is("normal", "full")(r) and r["model"] == "demo-flow" and r["steps"] == 4
+    ]  # fmt: skip
+    if flow:
+        found = _ratio(flow, "error_best_standard")
+        yield (
+            f"demo-flow, 4 steps, full solver: {found} of the best standard schedule; aim <= "
+            f"{FLOW_AIM}: {reached(found.value <= FLOW_AIM)}"
+        )
+    yield from _against_gs([r for r in rows if r["quality"] == "best"])
+
+
+def _against_gs(rows: list[Row]) -> Iterator[str]:
+    """The best sampler's error, mean over seeds, over GS's at the end of EDM's budget."""
+    curve = [r for r in _published("gs_curve") if r["budget"] == GS]
+    errors, calls = {}, []
+    for model, steps in dict.fromkeys((r["model"], r["steps"]) for r in rows):
+        theirs = [r for r in curve if (r["model"], r["steps"]) == (model, steps)]
+        ends = {r["seed"]: r for r in sorted(theirs, key=lambda r: r["calls"])}.values()
+        if not ends:
+            continue
+        by_sampler: dict[str, list[Row]] = {}
+        for r in rows:
+            if (r["model"], r["steps"]) == (model, steps):
+                by_sampler.setdefault(r["sampler"], []).append(r)
+        sampler, mine = min(by_sampler.items(), key=lambda item: _mean(item[1], "error"))
+        error = _mean(mine, "error") / _mean(ends, "heldout_error")
+        spent = _mean(mine, "calls") / _mean(ends, "calls")
+        errors[model, steps] = [error]
+        calls.append(spent)
+        yield (
+            f"best, {model} in {steps} steps: {sampler} {_mean(mine, 'error'):.4f} ({len(mine)} "
+            f"seeds), {error:.2f} of GS at EDM's budget, 1/{1 / spent:.0f} of its calls"
+        )
+    if errors:
+        found, spent = clustered_mean(errors), max(calls)
+        right = found.value <= GS_AIM and spent <= GS_CALLS
+        yield f"best / GS at EDM's budget: {found}; aim <= 1 at 1/20 of its calls: {reached(right)}"
+
+
+def _mean(rows: Iterable[Row], name: str) -> float:
+    values = [r[name] for r in rows]
+    return sum(values) / len(values)

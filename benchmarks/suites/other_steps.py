@@ -12,6 +12,8 @@ from typing import Any
 
 from benchmarks.comparison import clustered_mean, geometric_mean
 
+from .finite_difference import LEARN
+
 TITLE = "Several numbers of steps from one training: mean RMSE to the ODE's solution"
 KEYS = ("model", "sampler", "seed", "steps")
 COLUMNS = {
@@ -28,7 +30,6 @@ COLUMNS = {
     "calls_alone": 11,
 }
 FIRST, ALSO = 4, (3, 6, 8, 10)
-LEARN: dict[str, Any] = {"decoupled": True, "order": 1, "output_mix": True}
 TUNED, KEPT_ASIDE = ("digits", "gmm16"), ("patches", "moons-flow", "patches-flow")
 """Problems that constants were chosen on (with other seeds), and others."""
 NETWORKS = ("demo-flow",)
@@ -56,7 +57,8 @@ def _family(model: str, sampler: str, seed: int) -> Any:
     problem = registry.load(model)
 
     def learned(live: Any) -> Any:
-        return ours.learn(Trial(problem, live, sampler, FIRST, seed), also_steps=ALSO, **LEARN)
+        trial = Trial(problem, live, sampler, FIRST, seed)
+        return ours.learn(trial, also_steps=ALSO, **LEARN["full"])
 
     return problem.run(learned)
 
@@ -72,23 +74,15 @@ def row(model: str, sampler: str, seed: int, steps: int) -> dict[str, Any]:
     problem = registry.load(model)
 
     def measured(live: Any) -> dict[str, Any]:
-        alone = ours.learn(Trial(problem, live, sampler, steps, seed), **LEARN)
-        errors = {
-            name: problem.cached(
-                f"{sampler} {steps} {name}",
-                lambda sigmas=sigmas: problem.error(live, live.discretization(sampler, sigmas)),
-            )
-            for name, sigmas in live.schedules(sampler, steps).items()
-            if len(sigmas) == steps + 1
-        }
-        best = min(errors, key=errors.__getitem__)
+        alone = ours.learn(Trial(problem, live, sampler, steps, seed), **LEARN["full"])
+        best, error = problem.best_standard(live, sampler, steps)
         how = report.chosen if steps in (FIRST, *ALSO) else "interpolated"
         return {
             "how": how,
             "error": problem.error(live, solver),
             "error_alone": problem.error(live, alone.solver),
             "best_standard": best,
-            "error_best_standard": errors[best],
+            "error_best_standard": error,
             "calls": _calls(report),
             "calls_alone": _calls(alone.report),
         }
