@@ -114,7 +114,7 @@ def test_frechet_distance_is_finite_and_for_the_first_seed_only(name: str) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["easycache", "lazycache"])
 def test_caches_save_network_calls_and_without_skipping_change_nothing(method: str) -> None:
-    problem = registry.load("demo-flow")
+    problem = DemoProblem("demo-flow", "flow")
     noise = problem.noises(2, 0)
 
     def sampled(live: LiveModel) -> tuple[torch.Tensor, torch.Tensor]:

@@ -112,8 +112,8 @@ def _measured(setting: Setting, threshold: int, batches: int | None = None) -> t
     from ld3.metrics import rmse
 
     problem = _problem(setting.model)
-    batches = batches or problem.heldout_noises // BATCH
-    parts = [_sampled(setting, threshold, i) for i in range(batches)]
+    count = batches or problem.heldout_noises // BATCH
+    parts = [_sampled(setting, threshold, i) for i in range(count)]
     samples = torch.cat([part for part, _ in parts])
     reference = problem.run(problem.reference_samples)[: len(samples)]
     error = float(rmse(samples - reference).mean())
