@@ -21,6 +21,7 @@ from comfy_extras.nodes_custom_sampler import (
 )
 from torch import Tensor
 
+from ld3.comfy.executor import recognised
 from ld3.comfy.guided_run import GuidedRun, run
 from ld3.comfy.guiders import cfg_guider
 from ld3.comfy.latents import noise_for
@@ -185,8 +186,9 @@ def test_two_connected_guiders_with_their_own_cfg_are_learned_and_the_boundary_d
         node.execute(**BOTH | inputs | {"name": f"guiders {b}", "boundary": b})[2]
         for b in (0.9, 0.3)
     ]
-    high = [schedule.info.high_steps for schedule in schedules]
-    assert high[0] < high[1]
+    for boundary, schedule in zip((0.9, 0.3), schedules, strict=True):
+        high = int((schedule.sigmas[:-1] >= boundary).sum())
+        assert schedule.info.high_steps == high
     settings = schedules[0].info.settings
     assert settings["low_noise_guider"] == "Guider_DualModel" and settings["low_noise_cfg"] == 3
 
@@ -228,15 +230,11 @@ def test_a_second_model_of_another_kind_is_refused(
 
 
 @pytest.mark.slow
-def test_sampling_needs_as_many_models_as_were_trained(
-    full: Any, sample: Any, flow: Any, changed: Any, conds: dict[str, Any]
-) -> None:
+def test_sampling_needs_as_many_models_as_were_trained(full: Any, sample: Any) -> None:
     with pytest.raises(ValueError, match="is for two models: connect.*low_noise_model"):
         sample(full[2], low_noise_model=None)
-    guider = CFGGuider.execute(flow, conds["positive"], conds["negative"], CFG)[0]
-    given = RandomNoise.execute(SEED)[0], guider, full[1], full[0], conds["latent_image"]
     with pytest.raises(ValueError, match="high_sigmas or low_sigmas only"):
-        SamplerCustomAdvanced.execute(*given)
+        recognised(full[2], full[2].sigmas)
 
 
 @pytest.mark.slow
