@@ -109,7 +109,7 @@ def page(found: dict[str, Any]) -> str:
     return "".join(lines) + SAMPLERS
 
 
-def _test_module(name: str) -> Any:
+def module_of_tests(name: str) -> Any:
     """A module of tests/, under another name: ComfyUI has a package `tests` of its own."""
     if "support_tests" not in sys.modules:
         package = ModuleType("support_tests")
@@ -125,7 +125,7 @@ def names() -> list[str]:
 
 def _sources() -> dict[str, tuple[Any, Callable[[], Any]]]:
     """The family of each row, and what makes its MODEL."""
-    models = _test_module("models")
+    models = module_of_tests("models")
     made, sd15 = models.family_model, models.SD15
     sources = {name: (family, partial(made, family)) for name, family in models.FAMILIES.items()}
     sources |= {
@@ -139,7 +139,7 @@ def _sources() -> dict[str, tuple[Any, Callable[[], Any]]]:
 
 def cases(only: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
     """Name, MODEL, two conditionings and LATENT of every row that contains `only`, one by one."""
-    models = _test_module("models")
+    models = module_of_tests("models")
     for name, (family, model) in _sources().items():
         if only in name:
             yield name, model(), models.conditionings(family), models.latent(family)

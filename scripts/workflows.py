@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.comfyui_server import ComfyServer  # noqa: E402
-from scripts.workflow_graphs import GRAPHS, MODELS  # noqa: E402
+from scripts.model_downloads import MODELS  # noqa: E402
+from scripts.workflow_graphs import GRAPHS  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

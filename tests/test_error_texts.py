@@ -75,7 +75,7 @@ def wrong_gradient() -> None:
 
 
 def stochastic_schedule() -> None:
-    info = SimpleNamespace(sampler="euler_ancestral", prediction_type="eps")
+    info = SimpleNamespace(sampler="euler_ancestral", prediction_type="eps", boundary=0.0)
     sigmas = torch.tensor([10.0, 1.0, 0.0])
     schedule: Any = SimpleNamespace(info=info, name="x", sigmas=sigmas, plain_sigmas=sigmas)
     sampling.check_deterministic(schedule)

@@ -46,7 +46,7 @@ def test_events_carry_two_samples_of_one_noise_that_previews_can_draw(
     assert teacher.shape == student.shape == (1, 3, 8, 8)
     assert torch.equal(pairs[0][0], teacher)  # always of the same noise
     error = float((teacher - student).square().mean().sqrt())
-    assert 0 < error < float(teacher.std())
+    assert 0 < error < 0.2 * float(teacher.square().mean().sqrt())
     assert all(image.size == (8, 8) for images in drawn for image in images)
 
 

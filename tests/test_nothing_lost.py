@@ -247,9 +247,12 @@ def test_a_constant_model_gets_no_warning_about_samples_that_are_alike(
     """Every sampler is exact for it: nothing can be wrong with the schedule."""
     constant = demo_inputs["model"].clone()
     picture = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
-    constant.set_model_sampler_post_cfg_function(
-        lambda given: picture.expand_as(given["denoised"]).clone()
-    )
+
+    def patch(given: Any) -> torch.Tensor:
+        return picture.expand_as(given["denoised"]).clone()
+
+    patch.__qualname__ = "patch"  # without this test's name, which is about samples alike
+    constant.set_model_sampler_post_cfg_function(patch)
     _, _, schedule, *_ = train(name="constant", model=constant, quality="normal")
     assert "alike" not in caplog.text and "not certain" not in caplog.text
     assert schedule.info.report["spread"] is None

@@ -329,7 +329,7 @@ def test_stable_diffusion_workflows_run_with_the_demo_model(server: ComfyServer)
     prompt["5"]["inputs"] |= TINY
     outputs = server.run(prompt)
     ways = [line.split("  ")[0] for line in outputs["9"]["table"][0].splitlines()]
-    assert ways[1] == "dpmpp_2m + karras" and ways[-1] == "my_schedule"
+    assert ways[1] == "dpmpp_2m + karras" and ways[-1] == "learned"
     # the second workflow loads what the first saved
     prompt = with_demo_model(twin(LOAD_SD))
     prompt["5"]["inputs"]["name"] = "my_schedule.safetensors"

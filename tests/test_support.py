@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +36,9 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def measured(*names: str) -> dict[str, Any]:
+def measured(comfyui: Path, *names: str) -> dict[str, Any]:
     """The names of all families, and rows measured in a process where `nodes` is ComfyUI's."""
-    program = [sys.executable, "-c", MEASURE, os.environ["LD3_COMFYUI"], *names]
+    program = [sys.executable, "-c", MEASURE, str(comfyui), *names]
     run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -68,11 +67,13 @@ def test_what_is_learned_is_no_worse_than_the_standard(results: dict[str, Any]) 
 
 
 @pytest.mark.slow
-def test_every_family_has_a_row_and_some_are_measured_again(results: dict[str, Any]) -> None:
+def test_every_family_has_a_row_and_some_are_measured_again(
+    results: dict[str, Any], comfyui_root: Path
+) -> None:
     names = ["Flux schnell", "SD 1.5 with v prediction, continuous EDM"]
     known = {row["family"]: row for row in results["rows"]}
     refused = next(name for name in known if "EasyCache" in name)
-    found = measured(*names, refused)
+    found = measured(comfyui_root, *names, refused)
     assert set(known) == set(found["names"]) and len(known) >= 24
     assert [row["family"] for row in found["rows"]] == [*names, refused]
     for row in found["rows"][:2]:
