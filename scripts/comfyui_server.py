@@ -149,8 +149,8 @@ class ComfyServer(ComfyClient):
     def memory(self) -> float:
         """Megabytes of memory that the server holds now."""
         self.check_alive()
-        assert self._process is not None
-        return psutil.Process(self._process.pid).memory_info().rss / 2**20
+        assert self.process is not None
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
     def log_text(self) -> str:
         """Everything the server has logged so far."""
