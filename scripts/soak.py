@@ -80,6 +80,7 @@ class Soak:
         self._folder = server.base / "models" / "ld3"
         self._seconds: list[float] = []  # of whole trainings
         self._whole = fuzz.valid_schedule()
+        self._completed: Prompt | None = None  # the last one
 
     def round(self) -> None:
         """A training, perhaps interrupted and run again; samplings; perhaps bad input."""
@@ -148,6 +149,9 @@ class Soak:
         except ComfyRunError as error:
             if not (error.interrupted and interrupt_after is not None):
                 self._lose("training", f"{error} in {prompt['5']['inputs']}")
+            return
+        repeated, self._completed = prompt is self._completed, prompt
+        if repeated:  # ended before its interruption: ComfyUI kept its result and ran nothing
             return
         if interrupt_after is None:
             self._seconds.append(time.monotonic() - started)
