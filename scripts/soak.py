@@ -49,7 +49,7 @@ LATENT = {
 }  # fmt: skip
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "ipndm", "res_multistep", "lms")
 LEARN = ("time steps", "time steps + decoupled times", "time steps + full solver")
-NAMES = ("soak", "$x_{$", "50 % of <b>", "\u6a21\u578b", "a.b", "x" * 100)
+NAMES = ("soak", "$x_{$", "50 % of b", "\u6a21\u578b", "a.b", "x" * 100)
 SMALL = {
     "teacher_steps": 5, "iterations": 1, "training_noises": 2, "heldout_noises": 2, "batch_size": 2,
     "quality": "fast", "denoise": 1.0, "teacher_scheduler": "simple", "cache_gb": 0.01,

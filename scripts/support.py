@@ -127,10 +127,16 @@ def _sources() -> dict[str, tuple[Any, Callable[[], Any]]]:
     """The family of each row, and what makes its MODEL."""
     models = module_of_tests("models")
     made, sd15 = models.family_model, models.SD15
-    sources = {name: (family, partial(made, family)) for name, family in models.FAMILIES.items()}
+    families = models.FAMILIES | models.NESTED
+    sources = {name: (family, partial(made, family)) for name, family in families.items()}
     sources |= {
         f"weights: {name}": (models.FLUX_FAMILY, partial(made, models.FLUX_FAMILY, **weights))
         for name, weights in models.WEIGHTS.items()
+    }
+    files = module_of_tests("model_files")
+    sources |= {
+        f"file: {name}": (family, partial(files.loaded, name))
+        for name, family in files.FILES.items()
     }
     for name, patch in models.VARIANTS.items():
         sources[PATCHED + name] = sd15, lambda patch=patch: patch(made(sd15))

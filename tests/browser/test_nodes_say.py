@@ -193,6 +193,7 @@ def test_what_people_search_for_finds_a_node(words: str, frontend: Frontend) -> 
     """Typed into the window that a double click on the empty graph opens."""
     page = frontend.page
     page.mouse.dblclick(900, 600)
+    frontend.wait_for(lambda: page.evaluate("document.activeElement?.tagName === 'INPUT'"), 20)
     page.keyboard.type(words, delay=20)
     frontend.wait_for(lambda: frontend.shown("LD3 Train Schedule") or
                       frontend.shown("LD3 KSampler"), 20)  # fmt: skip
