@@ -4,10 +4,10 @@
     python scripts/sweep.py GRID.yaml --start 2 --comfyui DIR          # servers of this machine
     python scripts/sweep.py GRID.yaml --ray 8 --comfyui DIR            # of a Ray cluster
 
-GRID.yaml is explained in scripts/sweeping/grid.py, an example is examples/demo_sweep.yaml. Writes
-output/sweep/NAME/: the schedules, index.json, and index.html with errors, steps saved and pictures.
-The same command again goes on where it was; finished cells are not trained again. Exit status: 0 if
-all cells are done, 1 otherwise.
+GRID.yaml is explained in scripts/sweeping/grid.py, an example is docs/examples/demo_sweep.yaml.
+Writes output/sweep/NAME/: the schedules, index.json, and index.html with errors, steps saved and
+pictures. The same command again goes on where it was; finished cells are not trained again. Exit
+status: 0 if all cells are done, 1 otherwise.
 """
 
 from __future__ import annotations

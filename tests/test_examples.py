@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_mixture_is_learned_without_comfyui_and_the_report_is_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "new" / "report.png"
-    program = [sys.executable, "examples/learn_mixture.py", str(picture)]
+    program = [sys.executable, "docs/examples/learn_mixture.py", str(picture)]
     run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     levels = [float(x) for x in re.search(r"noise levels: (.+)", run.stdout)[1].split(", ")]

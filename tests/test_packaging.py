@@ -191,6 +191,12 @@ def test_every_node_has_a_help_page(pack_nodes: dict[str, type]) -> None:
 
 
 @needs_git
+def test_workflows_is_the_only_folder_that_comfyui_takes_templates_from() -> None:
+    """It serves the first that exists, and lists the files of all (ComfyUI 0.30.0)."""
+    taken = ["example_workflows", "example", "examples", "workflow", "workflows"]
+    assert [name for name in taken if (ROOT / name).exists()] == ["workflows"]
+
+
 def test_repository_holds_no_large_or_generated_files() -> None:
     for name in working_files():
         assert (ROOT / name).stat().st_size <= 12e6, name

@@ -174,7 +174,7 @@ def test_any_change_of_a_grid_is_read_or_refused(tmp_path: Path) -> None:
 
 
 def test_the_example_is_a_grid() -> None:
-    found = cells_of(read_grid(ROOT / "examples" / "demo_sweep.yaml"))
+    found = cells_of(read_grid(ROOT / "docs" / "examples" / "demo_sweep.yaml"))
     assert len(found) == 4 and all(cell.steps == (4, 3, 6) for cell in found)
     for cell in found:
         assert cell.prompt["9"]["inputs"]["cfg"] == widgets(cell)["cfg"] == cell.labels["cfg"]

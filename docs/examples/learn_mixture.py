@@ -1,4 +1,4 @@
-"""Learn a 4-step solver for a Gaussian mixture with `ld3` alone: python examples/learn_mixture.py
+"""Learn a 4-step solver for a mixture with `ld3` alone: python docs/examples/learn_mixture.py
 
 The mixture's denoiser is known exactly, so no network and no ComfyUI are needed.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA
