@@ -87,8 +87,6 @@ class ComfyClient:
         with _open(self.url + path, timeout=timeout) as answer:
             return json.load(answer)
 
-    _get = get  # by which tests call it too
-
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         """Describe all nodes by id, or one: `object_info("LD3KSampler")` is that node's entry."""
         if node is None:

@@ -88,15 +88,15 @@ def test_the_manager_installs_the_archive_and_comfyui_finds_all_nodes(
 def test_an_installed_pack_offers_translations_blueprints_templates_and_help(
     installed: ComfyServer,
 ) -> None:
-    translations = installed._get("/i18n")
+    translations = installed.get("/i18n")
     for language in (ENGLISH, *LANGUAGES):
         assert translations[language]["nodeDefs"] == read(language)
-    blueprints = installed._get("/global_subgraphs").values()
+    blueprints = installed.get("/global_subgraphs").values()
     ours = f"custom_nodes.{PROJECT['name']}"
     found = {entry["name"] for entry in blueprints if entry["info"]["node_pack"] == ours}
     assert found == {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
     workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    assert set(installed._get("/workflow_templates")[PROJECT["name"]]) == workflows
+    assert set(installed.get("/workflow_templates")[PROJECT["name"]]) == workflows
 
 
 def test_declared_nodes_are_the_ones_the_pack_offers(pack_nodes: dict[str, type]) -> None:

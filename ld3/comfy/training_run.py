@@ -147,10 +147,8 @@ class TrainingRun:
                 guided.balance(taught.streams)
             problem = self._problem(guided, teacher)
             settings = taught.settings if taught else self._settings(guided, problem)
-            noises, progress = (
-                self._all_noises(guided, settings),
-                LiveProgress(thumbnails_of(guided)),
-            )
+            noises = self._all_noises(guided, settings)
+            progress = LiveProgress(thumbnails_of(guided))
             test = self._test(guided, teacher, noises, settings.training_noises)
             calls, check = taught.calls if taught else 0, None
             if test:
