@@ -154,9 +154,9 @@ def sweep_ray(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Train, sample, interrupt and misuse one server, at most 30 minutes; see docs/reliability."""
     comfyui, environment, arguments = comfyui_session(session)
-    script, variables = str(ROOT / "scripts" / "soak.py"), {"OMP_WAIT_POLICY": "PASSIVE"}
-    arguments = ["--comfyui", str(comfyui), *arguments]
-    session.run(environment.python, script, *arguments, env=variables, external=True)
+    command = [str(ROOT / "scripts" / "soak.py"), "--comfyui", str(comfyui), *arguments]
+    # pictures of 16x16 pixels are too small to be shared by threads
+    session.run(environment.python, *command, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 
 @nox.session(venv_backend="none")

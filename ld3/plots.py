@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -63,7 +64,6 @@ def levels_picture(schedules: Mapping[str, Sequence[float]]) -> np.ndarray:
         line.set(**style)
         line.set_label(label if not label.startswith("_") else f" {label}")
     _noise_axis(axes, [sigma for sigmas in schedules.values() for sigma in sigmas])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend = axes.legend(frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -166,9 +166,13 @@ def _legend(axes) -> None:
 
 
 def _noise_axis(axes, sigmas: list[float]) -> None:
-    smallest = min((s for s in sigmas if s > 0), default=1e-2)
-    axes.set_yscale("symlog", linthresh=smallest, linscale=0.4)
+    noisy = [sigma for sigma in sigmas if sigma > 0] or [0.01, 1.0]
+    axes.set_yscale("symlog", linthresh=min(noisy), linscale=0.4)
     axes.set_ylim(bottom=0)
+    # the scale's own ticks have a power of 10 below the smallest level, which overlaps that of 0
+    powers = range(math.ceil(math.log10(min(noisy))), math.floor(math.log10(max(noisy))) + 1)
+    axes.set_yticks([0, *(10.0**power for power in powers)])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("noise level (sigma)")
     axes.grid(alpha=0.25)

@@ -6,7 +6,6 @@ import unicodedata
 
 MOST_CHARACTERS = 480
 MARKUP = str.maketrans({"<": "(", ">": ")", "&": "+", "`": "'"})
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, reversed writing, halves of characters
 
 
 def shown(text: str, most: int = MOST_CHARACTERS) -> str:
@@ -15,8 +14,17 @@ def shown(text: str, most: int = MOST_CHARACTERS) -> str:
     The browser shows what nodes say as HTML.
     """
     lines = text.translate(MARKUP).split("\n")
-    visible = ["".join("?" if unicodedata.category(c) in HIDDEN else c for c in x) for x in lines]
-    return shortened("\n".join(visible), most)
+    return shortened("\n".join("".join(map(_visible, line)) for line in lines), most)
+
+
+def _visible(character: str) -> str:
+    """The character, a space for any space, and ? for what a repr would escape.
+
+    That are controls, reversed writing, halves of characters, and characters that none is yet.
+    """
+    if character.isprintable():
+        return character
+    return " " if unicodedata.category(character) == "Zs" else "?"
 
 
 def shortened(text: str, most: int = MOST_CHARACTERS) -> str:

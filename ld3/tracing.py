@@ -77,6 +77,7 @@ class TracedSampler:
         self.end_scale = end_scale
         self.name = name
         self._dtype = torch.float64
+        self._makes_tensors = False  # without a dtype, as seen while its tables were checked
         self._verified: set[int] = set()
         self._traces: dict[bytes, tuple[SolverTable, float]] = {}
 
@@ -188,11 +189,14 @@ class TracedSampler:
         model = _StandIn(answer, self.model, sigmas)
         with RANDOM_STATE, torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
-                if self._dtype == torch.float32:
+                if self._dtype == torch.float32 or not (
+                    self._makes_tensors or len(sigmas) not in self._verified
+                ):
                     result = self.function(model, x, sigmas, **keywords)
-                else:
-                    with _DoubleByDefault():
+                else:  # takes half as long again
+                    with _DoubleByDefault() as doubles:
                         result = self.function(model, x, sigmas, **keywords)
+                    self._makes_tensors |= doubles.used
             except UnsupportedSampler:
                 raise
             except Exception as error:  # code of other packs
@@ -252,8 +256,11 @@ class TracedSampler:
 class _DoubleByDefault(TorchFunctionMode):
     """Tensors made without a dtype are float64, in this thread only.
 
-    uni_pc makes such tensors; torch's default dtype is that of all threads.
+    uni_pc makes such tensors; torch's default dtype is that of all threads. `used` is whether any
+    was made.
     """
+
+    used = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs := kwargs or {}))
@@ -261,6 +268,7 @@ class _DoubleByDefault(TorchFunctionMode):
             return made
         if func in COPIES and isinstance(args[0], Tensor):
             return made  # of that tensor's dtype
+        self.used = True
         return func(*args, **{**kwargs, "dtype": torch.float64})
 
 

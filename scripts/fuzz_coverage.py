@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import comfyui_import, comfyui_source, fuzz  # noqa: E402
+from scripts.reliability import write_row  # noqa: E402
 
 NOTHING = object()
 MOST_BYTES = 20_000
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("reader", choices=sorted(INPUTS))
     parser.add_argument("--comfyui", help="ComfyUI's folder; by default a fetched one")
     parser.add_argument("--runs", type=int, default=100_000)
-    parser.add_argument("--seconds", type=int, default=600, help="the most it takes")
+    parser.add_argument("--json", type=Path, help="file for the row")
     parser.add_argument("--corpus", type=Path, required=True, help="folder for what is found")
     options = parser.parse_args()
     comfyui = options.comfyui
@@ -135,13 +136,19 @@ def main() -> None:
                 return atheris.Mutate(data, most)
             return changed(name, data, source)[:most]
 
-        limits = [f"-atheris_runs={options.runs}", f"-max_total_time={options.seconds}"]
-        limits += [f"-max_len={MOST_BYTES}", "-timeout=10", "-rss_limit_mb=4000"]
-        atheris.Setup(
-            [sys.argv[0], str(options.corpus), *limits],
-            lambda data: read(name, readers[name], data),
-            custom_mutator=mutated,
-        )
+        cases = 0
+
+        def tried(data: bytes) -> None:
+            nonlocal cases
+            read(name, readers[name], data)
+            cases += 1
+            if options.json and cases == options.runs:  # atheris ends the process after it
+                case = f"fuzz by coverage: {name}"
+                write_row(options.json, case, cases, 0, "scripts/fuzz_coverage.py")
+
+        limits = [f"-atheris_runs={options.runs}", f"-max_len={MOST_BYTES}"]
+        limits += ["-timeout=10", "-rss_limit_mb=4000"]
+        atheris.Setup([sys.argv[0], str(options.corpus), *limits], tried, custom_mutator=mutated)
         atheris.Fuzz()
 
 

@@ -37,7 +37,7 @@ from scripts.comfyui_server import ComfyServer  # noqa: E402
 from scripts.reliability import write_row  # noqa: E402
 
 SEED = 0
-SAMPLINGS_A_PROMPT = 20
+SAMPLINGS_A_PROMPT = 13
 WARM_UP = 0.25  # of the rounds: modules, fonts and caches of samplers fill
 MOST_GROWTH = 0.02
 MOST_MESSAGE = 500

@@ -26,9 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import comfyui_import  # noqa: E402
+from scripts.support_checks import (  # noqa: E402
+    CFG,
+    SAMPLER,
+    check_gradients,
+    differences,
+    differences_of_two,
+)
 
 RESULTS, PAGE = ROOT / "docs" / "results" / "support.json", ROOT / "docs" / "support.md"
-SAMPLER, SEED, CFG = "dpmpp_2m", 3, 2.0
 SETTINGS = {
     "sampler_name": SAMPLER, "steps": 3, "cfg": CFG, "denoise": 1.0, "seed": 0,
     "teacher_sampler": SAMPLER, "teacher_scheduler": "auto", "teacher_steps": 8,
@@ -36,6 +42,7 @@ SETTINGS = {
     "batch_size": 2, "quality": "fast", "learn": "time steps + full solver",
 }  # fmt: skip
 PATCHED = "SD 1.5 with "
+TWO, BOUNDARY = "Wan 2.1 as two models", 0.875
 ROUNDING = 1e-3  # relative; some of the random networks enlarge the rounding of float32
 COLUMNS = ("family", "prediction", "gauss_newton", "gradient", "sigmas", "sampler", "ratio",
            "reason")  # fmt: skip
@@ -138,13 +145,18 @@ def _sources() -> dict[str, tuple[Any, Callable[[], Any]]]:
         f"file: {name}": (family, partial(files.loaded, name))
         for name, family in files.FILES.items()
     }
+    wan = families["Wan 2.1"]
+    sources[TWO] = wan, lambda: (high := made(wan), models.lora(high))
     for name, patch in models.VARIANTS.items():
         sources[PATCHED + name] = sd15, lambda patch=patch: patch(made(sd15))
     return sources
 
 
 def cases(only: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, MODEL, two conditionings and LATENT of every row that contains `only`, one by one."""
+    """Name, MODEL, two conditionings and LATENT of every row that contains `only`, one by one.
+
+    In the row of two models MODEL is a pair, for high and for low noise.
+    """
     models = module_of_tests("models")
     for name, (family, model) in _sources().items():
         if only in name:
@@ -158,7 +170,8 @@ def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -
     from ld3.comfy.requests import TrainingRequest
     from ld3.comfy.training_job import train_schedule
 
-    inputs, reasons = GraphInputs(model, *conds, latent), []
+    model, low = model if isinstance(model, tuple) else (model, None)
+    inputs, reasons = GraphInputs(model, *conds, latent, None, low, BOUNDARY), []
     found = dict.fromkeys(COLUMNS)
     found |= {"family": name, "gauss_newton": False, "gradient": False}
     found |= {"sigmas": False, "sampler": False}
@@ -173,7 +186,8 @@ def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -
         found["ratio"] = report.test_error / error if report.test_error and error else None
         if report.chosen != "learned":
             found["ratio"] = 1.0  # the standard schedule is returned
-        difference = differences(inputs, result.schedule)
+        compared = differences if low is None else partial(differences_of_two, boundary=BOUNDARY)
+        difference = compared(inputs, result.schedule)
         for column, value in zip(("sigmas", "sampler"), difference, strict=True):
             found[column] = value <= ROUNDING
             if value > ROUNDING:
@@ -181,6 +195,8 @@ def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -
     except ValueError as error:
         reasons.append(str(error))
     try:
+        if low is not None:
+            raise ValueError("not made for two models")
         check_gradients(inputs)
         found["gradient"] = True
     except ValueError as error:
@@ -188,78 +204,6 @@ def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -
     found["reason"] = "; ".join(filter(None, reasons))
     gc.collect()
     return found
-
-
-def check_gradients(inputs: Any) -> None:
-    """Raise ValueError, as a training would, if the model has no usable gradient."""
-    import torch
-
-    from ld3.comfy.gradient.differentiable_model import differentiable_run
-    from ld3.comfy.gradient.gradient_check import check_gradient
-    from ld3.comfy.guided_run import run
-    from ld3.comfy.guiders import cfg_guider
-    from ld3.comfy.latents import noise_for, packed
-    from ld3.comfy.model_state import keeps_state, refuse_state
-
-    latent = inputs.latent_image["samples"]
-    noise, image = packed(noise_for(latent, SEED))[0], packed(latent)[0]
-
-    def task(guided: Any) -> None:
-        with differentiable_run(guided) as differentiable:
-            tensors = noise.clone(), guided.latents(image).clone()
-            if keeps_state(differentiable, *tensors):
-                raise refuse_state("optimizer")
-            check_gradient(differentiable, *tensors)
-
-    guider = cfg_guider(inputs.model, inputs.positive, inputs.negative, CFG)
-    run(guider, latent, torch.tensor([1.0, 0.0]), task, SEED)
-
-
-def differences(inputs: Any, schedule: Any) -> tuple[float, float]:
-    """How far core's sampling with SIGMAS and with SAMPLER is from what was learned, relative."""
-    import comfy.sample
-    import torch
-
-    from ld3.comfy import core_samplers
-    from ld3.comfy.guided_run import run
-    from ld3.comfy.guiders import cfg_guider
-    from ld3.comfy.latents import noise_for, packed
-    from ld3.comfy.sampling import schedule_sampler
-    from ld3.table import Discretization
-
-    plain, latent = schedule.plain_sigmas, inputs.latent_image["samples"]
-    noise, negative = noise_for(latent, SEED), inputs.negative
-    flat, image = packed(noise)[0], packed(latent)[0]
-
-    def task(guided: Any) -> list[Any]:
-        core = core_samplers.sampler_object(SAMPLER)
-        traced = core_samplers.widget_sampler("sampler", core, plain, guided.model_wrap)
-        learned = Discretization(schedule.sigmas, schedule.table)
-        solvers = [traced.discretization(plain), learned]
-        samples = [
-            guided.model.sample(solver, flat, guided.latents(image))[0] for solver in solvers
-        ]
-        inner, end = guided.model_wrap.inner_model, torch.zeros(())
-        return [
-            inner.process_latent_out(guided.sampling.inverse_noise_scaling(end, sample))
-            for sample in samples
-        ]
-
-    guider = cfg_guider(inputs.model, inputs.positive, negative, CFG)
-    expected = run(guider, latent, plain, task, SEED)
-    samplers = [
-        (core_samplers.sampler_object(SAMPLER), plain),
-        (schedule_sampler(schedule), schedule.sigmas),
-    ]
-    found = []
-    for (sampler, sigmas), wanted in zip(samplers, expected, strict=True):
-        core = comfy.sample.sample_custom(
-            inputs.model, noise, CFG, sampler, sigmas.clone(), inputs.positive, negative, latent,
-            disable_pbar=True, seed=SEED,
-        )  # fmt: skip
-        core = packed(core)[0]
-        found.append(float((core - wanted).abs().max() / core.abs().max()))
-    return found[0], found[1]
 
 
 if __name__ == "__main__":

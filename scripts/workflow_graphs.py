@@ -79,12 +79,12 @@ def sd_inputs() -> dict[str, Any]:
 GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 demo - train and compare": {
         "nodes": {
-            "1": left(60, "LD3DemoModel", tall=122, batch_size=1, model="flow"),
-            "20": left(255, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
-            "3": left(385, "LD3DemoPrompt", "Negative prompt", text=""),
-            "2": left(515, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
-            "21": left(645, "LD3DemoPrompt", "Another prompt", text="fish"),
-            "22": left(775, "LD3DemoPrompt", "Another prompt", text="sunflower"),
+            "1": left(60, "LD3DemoModel", tall=174, batch_size=1, model="flow"),
+            "20": left(275, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
+            "3": left(405, "LD3DemoPrompt", "Negative prompt", text=""),
+            "2": left(535, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+            "21": left(665, "LD3DemoPrompt", "Another prompt", text="fish"),
+            "22": left(795, "LD3DemoPrompt", "Another prompt", text="sunflower"),
             **train_and_compare(
                 DEMO_CONDS,
                 {"positive": ["2", 0], "positive_2": ["21", 0], "positive_3": ["22", 0]},
@@ -166,13 +166,13 @@ GRAPHS: dict[str, dict[str, Any]] = {
     },
     "LD3 train for SamplerCustomAdvanced": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 122), batch_size=4, model="flow"),
-            "2": node("LD3DemoPrompt", (20, 255), (300, 70), "Prompt to learn from",
+            "1": node("LD3DemoModel", (20, 60), (300, 174), batch_size=4, model="flow"),
+            "2": node("LD3DemoPrompt", (20, 275), (300, 70), "Prompt to learn from",
                       text="grinning face"),
-            "3": node("LD3DemoPrompt", (20, 385), (300, 70), "Prompt to sample",
+            "3": node("LD3DemoPrompt", (20, 405), (300, 70), "Prompt to sample",
                       text="hamburger"),
-            "4": node("RandomNoise", (20, 515), (300, 82), noise_seed=1),
-            "5": node("KSamplerSelect", (20, 650), (300, 58), sampler_name="euler"),
+            "4": node("RandomNoise", (20, 540), (300, 82), noise_seed=1),
+            "5": node("KSamplerSelect", (20, 660), (300, 58), sampler_name="euler"),
             "6": node("BasicScheduler", (20, 765), (300, 106), "Teacher: 20 steps",
                       model=["1", 0], scheduler="simple", steps=20, denoise=1),
             "7": node("BasicScheduler", (20, 935), (300, 106), "simple, 6 steps",
@@ -219,16 +219,16 @@ GRAPHS: dict[str, dict[str, Any]] = {
     },
     "LD3 train a distilled model": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 122), "Distilled model", batch_size=4,
+            "1": node("LD3DemoModel", (20, 60), (300, 174), "Distilled model", batch_size=4,
                       model="flow turbo"),
-            "2": node("LD3DemoModel", (20, 255), (300, 122), "The model it was distilled from",
+            "2": node("LD3DemoModel", (20, 275), (300, 174), "The model it was distilled from",
                       batch_size=1, model="flow"),
-            "3": node("LD3DemoPrompt", (20, 450), (300, 70), "Prompt", text="cat face"),
-            "4": node("LD3DemoPrompt", (20, 580), (300, 70), "Negative prompt", text=""),
-            "5": node("KSamplerSelect", (20, 710), (300, 58), sampler_name="euler"),
-            "6": node("BasicScheduler", (20, 825), (300, 106), "Teacher: 20 steps",
+            "3": node("LD3DemoPrompt", (20, 490), (300, 70), "Prompt", text="cat face"),
+            "4": node("LD3DemoPrompt", (20, 620), (300, 70), "Negative prompt", text=""),
+            "5": node("KSamplerSelect", (20, 755), (300, 58), sampler_name="euler"),
+            "6": node("BasicScheduler", (20, 860), (300, 106), "Teacher: 20 steps",
                       model=["2", 0], scheduler="simple", steps=20, denoise=1),
-            "7": node("ManualSigmas", (20, 1000), (300, 58), "Sigmas of the model's page",
+            "7": node("ManualSigmas", (20, 1020), (300, 58), "Sigmas of the model's page",
                       sigmas="1, 0.75, 0.5, 0.25, 0"),
             "8": node("BasicGuider", (400, 60), (380, 46), "Guider", model=["1", 0],
                       conditioning=["3", 0]),
@@ -284,11 +284,11 @@ GRAPHS: dict[str, dict[str, Any]] = {
             "4": left(440, "ModelSamplingSD3", "Shift, low noise", model=["2", 0], shift=8),
             "6": left(550, "CLIPLoader", tall=106, clip_name=WAN_TEXT, type="wan"),
             "7": left(710, "VAELoader", vae_name=WAN_VAE),
-            "8": left(820, "CLIPTextEncode", "Prompt", 90, clip=["6", 0],
+            "8": left(840, "CLIPTextEncode", "Prompt", 90, clip=["6", 0],
                       text="a red fox walks through a snowy forest, morning light"),
-            "9": left(965, "CLIPTextEncode", "Negative prompt", 60, text="blurry, static",
+            "9": left(985, "CLIPTextEncode", "Negative prompt", 60, text="blurry, static",
                       clip=["6", 0]),
-            "10": left(1100, "EmptyHunyuanLatentVideo", tall=130, width=480, height=272, length=33,
+            "10": left(1130, "EmptyHunyuanLatentVideo", tall=130, width=480, height=272, length=33,
                        batch_size=1),
             "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 660), model=["3", 0],
                       low_noise_model=["4", 0], positive=["8", 0], negative=["9", 0],
@@ -304,7 +304,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
                        method="default"),
             "14": node("PreviewImage", (680, 680), (780, 420), "Report", images=["5", 3]),
         },
-        "groups": groups("1. Two models, prompt, size", "2. Learn, once", "3. Sample", 1260),
+        "groups": groups("1. Two models, prompt, size", "2. Learn, once", "3. Sample", 1290),
         "notes": note(
             "**Wan 2.2:** 6 steps of both models in place of 20. How many each makes is learned, "
             "too: the low-noise model takes over below **boundary** (0.875 for text, 0.9 for image "
@@ -314,41 +314,35 @@ GRAPHS: dict[str, dict[str, Any]] = {
     },
     "LD3 train on several prompts": {
         "nodes": {
-            "1": node("LD3DemoModel", (20, 60), (300, 118), batch_size=4, model="flow"),
-            "2": node("LD3PromptList", (20, 240), (300, 220), "Prompts to learn from",
-                      clip=["1", 3], text="grinning face\nred apple\ncat face\nhamburger\n"
-                      "red heart\nyellow flower\nblue car\nmoon"),
-            "3": node("LD3DemoPrompt", (20, 520), (300, 70), "Prompt to sample", text="pizza"),
-            "4": node("LD3DemoPrompt", (20, 650), (300, 70), "Negative prompt", text=""),
-            "5": node("LD3TrainSchedule", (400, 60), (380, 530), model=["1", 0],
+            "1": left(60, "LD3DemoModel", tall=174, batch_size=4, model="flow"),
+            "2": left(275, "LD3PromptList", "Prompts to learn from", 240, clip=["1", 3],
+                      text="grinning face\nred apple\ncat face\nhamburger\nred heart\n"
+                      "yellow flower\nblue car\nmoon"),
+            "3": left(555, "LD3DemoPrompt", "Prompt to sample", text="pizza"),
+            "4": left(685, "LD3DemoPrompt", "Negative prompt", text=""),
+            "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 640), model=["1", 0],
                       positive=["2", 0], negative=["4", 0], latent_image=["1", 2], steps=4, cfg=1,
                       name="several", batch_size=16),
-            "6": node("LD3KSampler", (860, 60), (300, 214), "Learned: 4 steps", model=["1", 0],
+            "6": node("LD3KSampler", RIGHT, (300, 214), "Learned: 4 steps", model=["1", 0],
                       positive=["3", 0], negative=["4", 0], latent_image=["1", 2],
                       schedule=["5", 2], seed=1, cfg=1, denoise=1),
-            "7": node("VAEDecode", (1220, 60), (180, 46), samples=["6", 0], vae=["1", 1]),
-            "8": node("PreviewImage", (1460, 60), (300, 280), images=["7", 0]),
-            "9": node("PreviewImage", (860, 400), (900, 420), "Report", images=["5", 3]),
+            "7": node("VAEDecode", (680, 350), (300, 46), samples=["6", 0], vae=["1", 1]),
+            "8": node("PreviewImage", (1020, 60), (440, 360), images=["7", 0]),
+            "9": node("PreviewImage", (680, 470), (780, 410), "Report", images=["5", 3]),
         },
-        "groups": [
-            ("1. Model and prompts", (0, 0, 340, 1060)),
-            ("2. Learn, once", (380, 0, 420, 1060)),
-            ("3. Sample another prompt", (840, 0, 940, 1060)),
-        ],
-        "notes": [
-            ((20, 780), (300, 260), "## Train on several prompts\n\nWrite prompts of the kind you "
-             "use into *LD3 Prompt List*, one per line. The schedule is learned from three in "
-             "four of them, and tested with the others: the report's error is that on new "
-             "prompts.\n\nFor your own model, connect its CLIP. Here it takes a minute or two on a "
-             "CPU."),
-        ],
+        "groups": groups("1. Model and prompts", "2. Learn, once", "3. Sample another prompt"),
+        "notes": note(
+            "Prompts of the kind you use go into *LD3 Prompt List*, one per line. Three in four of "
+            "them are learned from; the error in the report is that on the others, which are new "
+            "to the schedule. Connect your own model's CLIP for your own prompts."
+        ),
     },
     "LD3 demo as an app": {
         "nodes": {
-            "1": left(60, "LD3DemoModel", tall=122, batch_size=1, model="flow"),
-            "20": left(255, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
-            "3": left(385, "LD3DemoPrompt", "Negative prompt", text=""),
-            "2": left(515, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+            "1": left(60, "LD3DemoModel", tall=174, batch_size=1, model="flow"),
+            "20": left(275, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
+            "3": left(405, "LD3DemoPrompt", "Negative prompt", text=""),
+            "2": left(535, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
             **train_and_compare(
                 DEMO_CONDS,
                 {"positive": ["2", 0]},

@@ -48,8 +48,9 @@ def test_rows_without_the_former_default_are_compared_with_standard_schedules_on
     assert not any("aim" in line for line in found.values())
 
 
-def test_best_is_judged_by_its_best_sampler_against_all_seeds_of_gs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("quality", ["best", "long"])
+def test_the_best_sampler_is_judged_against_all_seeds_of_gs(
+    quality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gs_curve.json").write_text(
         """[{"model": "digits", "steps": 4, "seed": 0, "budget": "gs-edm", "calls": 10000,
@@ -58,11 +59,12 @@ def test_best_is_judged_by_its_best_sampler_against_all_seeds_of_gs(
     )
     monkeypatch.setattr(cost, "RESULTS", tmp_path)
     rows = [
-        trained("digits", 0.08, quality="best"),
-        trained("digits", 0.06, quality="best", sampler="ipndm"),
+        trained("digits", 0.08, quality=quality),
+        trained("digits", 0.06, quality=quality, sampler="ipndm"),
     ]
     found = lines(*rows)
-    assert "ipndm 0.0600 (1 seeds), 1.20 of GS" in found["best, digits in 4 steps"]
-    assert "MISSED" in found["best / GS at EDM's budget"]
-    better = lines(*rows, trained("digits", 0.04, quality="best"))["best / GS at EDM's budget"]
+    assert "ipndm 0.0600 (1 seeds), 1.20 of GS" in found[f"{quality}, digits in 4 steps"]
+    assert "MISSED" in found[f"{quality} / GS at EDM's budget"]
+    better = lines(*rows, trained("digits", 0.04, quality=quality))
+    better = better[f"{quality} / GS at EDM's budget"]
     assert "MISSED" in better  # the mean over its two seeds is 0.06

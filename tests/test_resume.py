@@ -38,11 +38,18 @@ class Stop(BaseException):
     """The process ends here, as far as the training can tell."""
 
 
+ENDS = (Interrupted, Stop, torch.OutOfMemoryError)
+UNLOADED_BYTES = 100_000
+
+
 class Counter:
-    """A MODEL whose network calls are counted, and end at a chosen one."""
+    """A MODEL whose network calls are counted, and end at a chosen one.
+
+    Every so many calls something else needs memory, and part of the model is unloaded.
+    """
 
     def __init__(self, model: Any) -> None:
-        self.model, self.calls, self.last = model.clone(), 0, math.inf
+        self.model, self.calls, self.last, self.unloads = model.clone(), 0, math.inf, math.inf
         self.end: type[BaseException] = Interrupted
         self.model.set_model_unet_function_wrapper(self._call)
 
@@ -50,6 +57,8 @@ class Counter:
         if self.calls >= self.last:
             raise self.end
         self.calls += 1
+        if self.calls % self.unloads == 0:
+            assert self.model.partially_unload(torch.device("cpu"), UNLOADED_BYTES) > 0
         return network(given["input"], given["timestep"], **given["c"])
 
 
@@ -102,18 +111,22 @@ def forget(train: Any) -> None:
 def test_a_training_interrupted_again_and_again_comes_to_the_same_bits(
     train: Any, counted: Counter, caplog: Any
 ) -> None:
-    """By Cancel and by errors that nothing can catch, always a little further."""
+    """By Cancel, by errors that nothing can catch, and by memory that is missing for any batch.
+
+    Always a little further, while the model is unloaded part by part.
+    """
     caplog.set_level(logging.INFO)
     whole = train(counted.model, name="whole")[2]
     calls, attempts, continued = counted.calls, 0, None
     forget(train)
+    counted.unloads = calls // 5
     while continued is None and attempts < 30:
         counted.calls, counted.last = 0, MOST_ANSWER + OVERHEAD + attempts
-        counted.end = Stop if attempts % 2 else Interrupted
+        counted.end = ENDS[attempts % len(ENDS)]
         attempts += 1
         try:
             continued = train(counted.model)[2]
-        except (Stop, Interrupted):
+        except ENDS:
             assert [path.name for path in train.folder.iterdir()] == ["resumed.partial"]
     assert calls // (MOST_ANSWER + OVERHEAD + attempts) < attempts < 30
     assert "goes on after" in caplog.text and "before an interruption" in caplog.text

@@ -22,6 +22,7 @@ from ld3.schedule import Schedule
 from scripts import workflows
 from scripts.comfyui_client import ComfyRunError, PromptRefusedError, raise_for_status
 from scripts.comfyui_server import ComfyServer
+from scripts.soak import Soak
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -386,6 +387,39 @@ def test_a_workflow_file_opens_in_the_frontend_as_its_api_format(
 def test_server_offers_the_workflows_as_templates(server: ComfyServer) -> None:
     offered = server.get("/workflow_templates")
     assert set(offered["ld3-schedules"]) == set(NAMES)
+
+
+def test_a_short_soak_loses_nothing(server: ComfyServer) -> None:
+    """`nox -s soak` is the long one."""
+    soak = Soak(server)
+    while soak.tried["training"] < 3 or soak.tried["bad input"] < 2:
+        soak.round()
+    soak.check_files()
+    assert not soak.problems and not +soak.lost
+    assert soak.tried["sampling"] and soak.tried["saved file"] and min(soak.memory) > 100
+    require_working(server)
+
+
+@pytest.mark.parametrize("flags", [["--cache-none"], ["--cache-lru", "2"]], ids=" ".join)
+def test_caches_of_outputs_change_no_schedule(
+    flags: list[str], server: ComfyServer, comfyui_root: Path, tmp_path: Path
+) -> None:
+    """A graph that trains and samples, twice: everything is made anew, or taken from the cache."""
+    prompt = training(name="cached", quality="fast", seed=40) | {
+        "6": {"class_type": "LD3KSampler", "inputs": SAMPLED | {
+            "positive": ["20", 0], "schedule": ["5", 2], "latent_image": ["4", 0],
+        }},
+        "9": {"class_type": "SaveLatent", "inputs": {
+            "samples": ["6", 0], "filename_prefix": "cached",
+        }},
+    }  # fmt: skip
+    expected = latent_file(server, server.run(prompt)["9"]["latents"][0])
+    with ComfyServer(comfyui_root, tmp_path, extra_args=flags) as other:
+        outputs = other.run(prompt)
+        assert torch.equal(latent_file(other, outputs["9"]["latents"][0]), expected)
+        again = other.run(prompt | {"7": prompt["9"]})
+        assert saved_files(other) == {"cached.safetensors"}
+        assert flags != ["--cache-none"] or "saved before" in again["5"]["text"][0]
 
 
 def test_demo_script_writes_pictures_schedule_and_report(

@@ -51,7 +51,7 @@ LOWEST_START = 0.1  # sigma
 def learn(
     trial: Trial,
     teacher: Discretization | None = None,
-    quality: str = "normal",
+    calls: int | None = None,
     compared: bool = False,
     **changes: Any,
 ) -> Learned:
@@ -59,8 +59,8 @@ def learn(
 
     Args:
         teacher: the common one by default; D-ODE's always uses the common one's sampler.
-        quality: of the node, which decides the model calls; not used where `changes` contain the
-            number of training noises.
+        calls: of the model in all; by default those of the node's quality `normal`. Not used where
+            `changes` contain the number of training noises.
         compared: also count the steps saved, as the node does.
         changes: fields of `TrainingSettings`.
     """
@@ -78,8 +78,8 @@ def learn(
     if compared:
         task = _with_rivals(trial, task)
     if "training_noises" not in changes and not settings.gradient:
-        calls = calls_of(quality, trial.steps) - (CHECK_CALLS if compared else 0)
-        settings = within_budget(task, settings, calls)
+        calls = calls or calls_of("normal", trial.steps)
+        settings = within_budget(task, settings, calls - (CHECK_CALLS if compared else 0))
     noise = trial.noises(settings.noises)
     with trial.training_batches():
         return train(task, settings, noise, torch.zeros_like(noise))

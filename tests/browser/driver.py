@@ -143,7 +143,7 @@ class Frontend:
 
     def shown(self, text: str) -> bool:
         """Whether text is visible somewhere."""
-        return self.page.get_by_text(text).first.is_visible()
+        return self.page.get_by_text(text).filter(visible=True).count() > 0
 
     def press_run(self) -> None:
         """Click Run."""
