@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.workflow_graphs import node
+from scripts.workflow_layout import node
 
 # connected by name to every node of the graph that has such an input
 LINKED = ("model", "positive", "negative", "latent_image", "vae")

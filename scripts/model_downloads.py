@@ -10,6 +10,7 @@ WAN_HIGH, WAN_LOW = WAN.format("high"), WAN.format("low")
 WAN_TEXT, WAN_VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
 WAN_FILES = f"{HUB}/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
 WAN_TEXT_FILES = f"{HUB}/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+LTX, LTX_TEXT = "ltx-2-19b-dev-fp8.safetensors", "gemma_3_12B_it_fp4_mixed.safetensors"
 MODELS = {  # file -> folder below models, and where core's templates download it from
     CHECKPOINT: ("checkpoints", f"{HUB}/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}"),
     Z_IMAGE: (
@@ -24,5 +25,10 @@ MODELS = {  # file -> folder below models, and where core's templates download i
     WAN_LOW: ("diffusion_models", f"{WAN_FILES}/diffusion_models/{WAN_LOW}"),
     WAN_TEXT: ("text_encoders", f"{WAN_TEXT_FILES}/text_encoders/{WAN_TEXT}"),
     WAN_VAE: ("vae", f"{WAN_FILES}/vae/{WAN_VAE}"),
+    LTX: ("checkpoints", f"https://huggingface.co/Lightricks/LTX-2/resolve/main/{LTX}"),
+    LTX_TEXT: (
+        "text_encoders",
+        f"{HUB}/ltx-2/resolve/main/split_files/text_encoders/{LTX_TEXT}",
+    ),
     VAE: ("vae", f"{HUB}/z_image_turbo/resolve/main/split_files/vae/{VAE}"),
 }

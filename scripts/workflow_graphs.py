@@ -4,62 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.model_downloads import (
-    CHECKPOINT,
-    VAE,
-    WAN_HIGH,
-    WAN_LOW,
-    WAN_TEXT,
-    WAN_VAE,
-    Z_IMAGE,
-    Z_TEXT,
+from scripts.model_downloads import CHECKPOINT, VAE, Z_IMAGE, Z_TEXT
+from scripts.video_workflow_graphs import VIDEO_GRAPHS
+from scripts.workflow_layout import (
+    BETWEEN,
+    HEIGHT,
+    MIDDLE,
+    TRAINED,
+    groups,
+    left,
+    node,
+    note,
+    train_and_compare,
 )
 
 NO_SCHEDULE = "no schedule yet: train one with LD3 Train Schedule"
 SD_PROMPT = "photo of a red fox in a snowy forest, morning light"
 SD_NEGATIVE = "blurry, low quality, text"
-# three columns, which a window of 1600 x 950 shows at their real size
-LEFT, MIDDLE, RIGHT = (20, 60), (340, 60), (680, 60)
-NARROW, BETWEEN, WIDE = 280, 300, 780
-HEIGHT = 900
-
-
-def node(kind: str, at: tuple[int, int], size: tuple[int, int], title: str = "", **inputs: Any):
-    """One node: API inputs (a link is [node id, output slot]; a widget has its default)."""
-    return {"kind": kind, "at": at, "size": size, "title": title, "inputs": inputs}
-
-
-def left(y: int, kind: str, title: str = "", tall: int = 58, **inputs: Any) -> dict[str, Any]:
-    """A node of the first column."""
-    return node(kind, (LEFT[0], y), (NARROW, tall), title, **inputs)
-
-
-def groups(
-    first: str, second: str, third: str, height: int = HEIGHT
-) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """The three columns."""
-    places = zip((LEFT, MIDDLE, RIGHT), (NARROW, BETWEEN, WIDE), strict=True)
-    columns = zip((first, second, third), places, strict=True)
-    return [(title, (at[0] - 20, 0, width + 40, height)) for title, (at, width) in columns]
-
-
-def train_and_compare(
-    connected: dict[str, Any], prompts: dict[str, Any], train: dict[str, Any], **compared: Any
-) -> dict[str, Any]:
-    """The nodes "5", which trains, and "9", which compares, of every such graph."""
-    both = {"cfg": train["cfg"]}
-    return {
-        "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 640), **connected, **train),
-        "9": node("LD3CompareSchedules", RIGHT, (WIDE, 820), "Compare: reference | standard | "
-                  "learned", **connected | prompts | both, schedule=["5", 2], **compared),
-    }  # fmt: skip
-
-
-def note(text: str) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
-    """A note above the node that trains."""
-    return [(MIDDLE, (BETWEEN, 110), text)]
-
-
 DEMO_CONDS = {"model": ["1", 0], "positive": ["20", 0], "negative": ["3", 0]}
 DEMO_CONDS |= {"latent_image": ["1", 2]}
 SD_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
@@ -95,9 +56,9 @@ GRAPHS: dict[str, dict[str, Any]] = {
         },
         "groups": groups("1. A tiny model, prompts", "2. Learn 3 steps, once", "3. Compare"),
         "notes": note(
-            "**Press Run.** The node below learns 3 steps of this model that come close to "
-            "its 20, in about a minute on a CPU, and saves them in `models/ld3`. The node on the "
-            "right then draws prompts that nothing was learned from. Change them and run again: "
+            "**Press Run.** The node on the left learns 3 steps of this model that come close "
+            "to its 20, in about a minute on a CPU, and saves them in `models/ld3`. The node "
+            "below then draws prompts that nothing was learned from. Change them and run again: "
             "nothing is learned twice."
         ),
     },
@@ -114,7 +75,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "groups": groups("1. Your model, prompt and size", "2. Learn, once", "3. Compare"),
         "notes": note(
             "**Your own model:** choose your checkpoint, write a typical prompt, set **cfg** and "
-            "**steps** as you will sample, and the same **cfg** on the right. Press **Run**: 2,500 "
+            "**steps** as you will sample, and the same **cfg** below. Press **Run**: 2,500 "
             "model calls, as many as 125 images in 20 steps (10 minutes where such an image takes "
             "5 s). `quality` fast takes a third."
         ),
@@ -149,7 +110,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "nodes": {
             **sd_inputs(),
             "5": node("LD3LoadSchedule", (340, 60), (320, 420), name=NO_SCHEDULE),
-            "6": node("LD3KSampler", (340, 540), (320, 214), **SD_CONDS, schedule=["5", 2],
+            "6": node("LD3KSampler", (340, 580), (320, 214), **SD_CONDS, schedule=["5", 2],
                       seed=1, cfg=7, denoise=1),
             "7": node("VAEDecode", (720, 60), (200, 46), samples=["6", 0], vae=["1", 2]),
             "8": node("SaveImage", (720, 250), (520, 600), images=["7", 0],
@@ -179,7 +140,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
                       model=["1", 0], scheduler="simple", steps=6, denoise=1),
             "8": node("BasicGuider", (400, 60), (300, 46), "Guider to learn with",
                       model=["1", 0], conditioning=["2", 0]),
-            "9": node("LD3TrainScheduleAdvanced", (400, 160), (380, 540), guider=["8", 0],
+            "9": node("LD3TrainScheduleAdvanced", (400, 160), (380, 790), guider=["8", 0],
                       sampler=["5", 0], sigmas=["6", 0], latent_image=["1", 2], steps=6,
                       name="advanced"),
             "10": node("BasicGuider", (860, 60), (300, 46), model=["1", 0],
@@ -202,7 +163,6 @@ GRAPHS: dict[str, dict[str, Any]] = {
                        images=["15", 0]),
             "19": node("PreviewImage", (1460, 720), (300, 280), "Learned: 6 steps",
                        images=["16", 0]),
-            "20": node("PreviewImage", (860, 760), (560, 300), "Report", images=["9", 3]),
         },
         "groups": [
             ("1. What your graph has", (0, 0, 340, 1090)),
@@ -210,7 +170,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
             ("3. Sample with both outputs", (840, 0, 940, 1090)),
         ],
         "notes": [
-            ((400, 800), (380, 260), "## Train for SamplerCustomAdvanced\n\nConnect the guider, "
+            ((860, 760), (560, 260), "## Train for SamplerCustomAdvanced\n\nConnect the guider, "
              "sampler, scheduler and latent of your graph to *LD3 Train Schedule (Advanced)*. Its "
              "result is close to what these sigmas give, in fewer steps.\n\nThen connect its "
              "outputs **sampler** and **sigmas** to SamplerCustomAdvanced. Later runs use the "
@@ -234,7 +194,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
                       conditioning=["3", 0]),
             "9": node("CFGGuider", (400, 160), (380, 98), "Teacher's guider", model=["2", 0],
                       positive=["3", 0], negative=["4", 0], cfg=3),
-            "10": node("LD3TrainScheduleAdvanced", (400, 330), (380, 540), guider=["8", 0],
+            "10": node("LD3TrainScheduleAdvanced", (400, 330), (380, 790), guider=["8", 0],
                        sampler=["5", 0], sigmas=["6", 0], latent_image=["1", 2], steps=3,
                        name="distilled", teacher_guider=["9", 0],
                        compare_with=["7", 0]),
@@ -257,7 +217,6 @@ GRAPHS: dict[str, dict[str, Any]] = {
                        images=["16", 0]),
             "20": node("PreviewImage", (1460, 720), (300, 280), "Learned: 3 steps",
                        images=["17", 0]),
-            "21": node("PreviewImage", (860, 800), (560, 300), "Report", images=["10", 3]),
         },
         "groups": [
             ("1. A distilled model and its teacher", (0, 0, 340, 1180)),
@@ -265,7 +224,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
             ("3. Compare", (840, 0, 940, 1180)),
         ],
         "notes": [
-            ((400, 920), (380, 240), "## Train a distilled model\n\nThe teacher is the model "
+            ((860, 800), (560, 260), "## Train a distilled model\n\nThe teacher is the model "
              "without the distillation LoRA, at its own cfg: connect its guider to "
              "**teacher_guider**. It samples first and is then unloaded.\n\nConnect the sigmas "
              "of the model's page to **compare_with**: they compete, and are returned if they are "
@@ -273,44 +232,6 @@ GRAPHS: dict[str, dict[str, Any]] = {
              "**teacher_guider** and use 20 or more steps of the distilled model as sigmas. Here "
              "it takes a minute or two on a CPU."),
         ],
-    },
-    "LD3 train two models (Wan 2.2)": {
-        "nodes": {
-            "1": left(60, "UNETLoader", "High-noise model", 82, unet_name=WAN_HIGH,
-                      weight_dtype="default"),
-            "2": left(195, "UNETLoader", "Low-noise model", 82, unet_name=WAN_LOW,
-                      weight_dtype="default"),
-            "3": left(330, "ModelSamplingSD3", "Shift, high noise", model=["1", 0], shift=8),
-            "4": left(440, "ModelSamplingSD3", "Shift, low noise", model=["2", 0], shift=8),
-            "6": left(550, "CLIPLoader", tall=106, clip_name=WAN_TEXT, type="wan"),
-            "7": left(710, "VAELoader", vae_name=WAN_VAE),
-            "8": left(840, "CLIPTextEncode", "Prompt", 90, clip=["6", 0],
-                      text="a red fox walks through a snowy forest, morning light"),
-            "9": left(985, "CLIPTextEncode", "Negative prompt", 60, text="blurry, static",
-                      clip=["6", 0]),
-            "10": left(1130, "EmptyHunyuanLatentVideo", tall=130, width=480, height=272, length=33,
-                       batch_size=1),
-            "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 660), model=["3", 0],
-                      low_noise_model=["4", 0], positive=["8", 0], negative=["9", 0],
-                      latent_image=["10", 0], sampler_name="euler", steps=6, cfg=3.5,
-                      name="wan", teacher_sampler="euler", teacher_steps=20, quality="fast",
-                      batch_size=1, boundary=0.875),
-            "11": node("LD3KSampler", (680, 60), (300, 234), "Learned: 6 steps", model=["3", 0],
-                       low_noise_model=["4", 0], positive=["8", 0], negative=["9", 0],
-                       latent_image=["10", 0], schedule=["5", 2], seed=1, cfg=3.5, denoise=1),
-            "12": node("VAEDecode", (1020, 60), (180, 46), samples=["11", 0], vae=["7", 0]),
-            "13": node("SaveAnimatedWEBP", (1020, 200), (440, 420), images=["12", 0],
-                       filename_prefix="LD3", fps=16, lossless=False, quality=80,
-                       method="default"),
-            "14": node("PreviewImage", (680, 680), (780, 420), "Report", images=["5", 3]),
-        },
-        "groups": groups("1. Two models, prompt, size", "2. Learn, once", "3. Sample", 1290),
-        "notes": note(
-            "**Wan 2.2:** 6 steps of both models in place of 20. How many each makes is learned, "
-            "too: the low-noise model takes over below **boundary** (0.875 for text, 0.9 for image "
-            "to video). Set **minutes** to limit the time. For graphs with two "
-            "SamplerCustomAdvanced use the outputs **high_sigmas** and **low_sigmas**."
-        ),
     },
     "LD3 train on several prompts": {
         "nodes": {
@@ -320,15 +241,15 @@ GRAPHS: dict[str, dict[str, Any]] = {
                       "yellow flower\nblue car\nmoon"),
             "3": left(555, "LD3DemoPrompt", "Prompt to sample", text="pizza"),
             "4": left(685, "LD3DemoPrompt", "Negative prompt", text=""),
-            "5": node("LD3TrainSchedule", (MIDDLE[0], 230), (BETWEEN, 640), model=["1", 0],
+            "5": node("LD3TrainSchedule", MIDDLE, (BETWEEN, TRAINED), model=["1", 0],
                       positive=["2", 0], negative=["4", 0], latent_image=["1", 2], steps=4, cfg=1,
                       name="several", batch_size=16),
-            "6": node("LD3KSampler", RIGHT, (300, 214), "Learned: 4 steps", model=["1", 0],
+            "6": node("LD3KSampler", (680, 190), (300, 214), "Learned: 4 steps", model=["1", 0],
                       positive=["3", 0], negative=["4", 0], latent_image=["1", 2],
                       schedule=["5", 2], seed=1, cfg=1, denoise=1),
-            "7": node("VAEDecode", (680, 350), (300, 46), samples=["6", 0], vae=["1", 1]),
-            "8": node("PreviewImage", (1020, 60), (440, 360), images=["7", 0]),
-            "9": node("PreviewImage", (680, 470), (780, 410), "Report", images=["5", 3]),
+            "7": node("VAEDecode", (680, 475), (300, 46), samples=["6", 0], vae=["1", 1]),
+            "8": node("PreviewImage", (1020, 190), (440, 340), images=["7", 0]),
+            "9": node("PreviewImage", (680, 570), (780, 330), "Report", images=["5", 3]),
         },
         "groups": groups("1. Model and prompts", "2. Learn, once", "3. Sample another prompt"),
         "notes": note(
@@ -361,4 +282,5 @@ GRAPHS: dict[str, dict[str, Any]] = {
             "outputs": [9],
         },
     },
+    **VIDEO_GRAPHS,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ WITH_CONFIG = ("LTXV", "LTXAV", "MiniMaxH3")
 CHECKPOINTS = ("SD15", "SD20")  # with the prefix that their files have
 
 
-def written(name: str, folder: Path) -> Path:
-    """The file of that name in `FILES`, written into a folder."""
+def written(name: str, folder: Path, **options: Any) -> Path:
+    """The file of that name in `FILES`, written into a folder; options of its network may differ."""
     family = FILES[name]
+    family = replace(family, unet=family.unet | options)
     prefix = "model.diffusion_model." if family.config in CHECKPOINTS else ""
     weights = models.family_model(family).model.diffusion_model.state_dict()
     tensors = {prefix + key: value.clone().contiguous() for key, value in weights.items()}

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from demo.demo_model import CONTEXT_DIM
 from ld3 import schedule_file
 from scripts.comfyui_client import ComfyRunError
 from scripts.comfyui_server import ComfyServer
 
-from .test_server import twin
+from .model_files import written
+from .test_server import latent_file, twin
 
 TINY = {
     "steps": 3,
@@ -108,6 +110,33 @@ def test_the_workflow_for_two_models_samples_the_same_in_one_node_and_in_two(
     assert one.std() > 10 and np.abs(one - two).max() <= 1
     info = schedule_file.load(server.base / "models" / "ld3" / "wan.safetensors").info
     assert info.boundary == 0.875 and 0 < info.high_steps < info.steps
+
+
+def test_the_workflow_for_video_with_sound_learns_and_samples_both(server: ComfyServer) -> None:
+    """With a small file of LTX-2's names and shapes, and the demo's prompts."""
+    file = written(
+        "LTX-2, video and audio", server.base / "models" / "diffusion_models",
+        caption_channels=CONTEXT_DIM // 2,
+    )  # fmt: skip
+    prompt = twin("LD3 train for video with sound (LTX-2)")
+    prompt["1"] = demo_node("UNETLoader", unet_name=file.name, weight_dtype="default")
+    prompt["2"] = demo_node("LD3DemoModel", batch_size=1, model="flow")
+    prompt["7"]["inputs"]["clip"] = prompt["8"]["inputs"]["clip"] = ["2", 3]
+    prompt["4"]["inputs"] |= {"width": 128, "height": 128, "length": 9}
+    prompt["5"] = demo_node("EmptyAceStepLatentAudio", seconds=1.5, batch_size=1)
+    prompt["12"]["inputs"]["steps"] = 8
+    prompt["13"]["inputs"] |= TINY
+    for key in ("3", "17", "18", "19", "20"):
+        del prompt[key]
+    for key, output in (("30", 0), ("31", 1)):
+        prompt[key] = demo_node("SaveLatent", samples=["16", output], filename_prefix=f"av/{key}")
+    outputs = server.run(prompt)
+    assert "ltx2.safetensors: learned in" in outputs["13"]["text"][0]
+    video, audio = (latent_file(server, outputs[key]["latents"][0]) for key in ("30", "31"))
+    assert video.shape == (1, 128, 2, 4, 4) and audio.shape == (1, 8, 16, 16)
+    assert all(bool(x.isfinite().all()) and float(x.std()) > 0.01 for x in (video, audio))
+    saved = schedule_file.load(server.base / "models" / "ld3" / "ltx2.safetensors").info
+    assert saved.settings["guider"] == "CFGGuider" and saved.cfg == 4
 
 
 def demo_node(kind: str, **inputs: Any) -> dict[str, Any]:

@@ -20,8 +20,10 @@ function colourSlots() {
 }
 
 function addSlotColours() {
-    for (const [type, colour] of Object.entries(COLOURS)) // for Nodes 2.0
-        document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
+    const style = document.createElement("style"); // for Nodes 2.0; a theme removes inline ones
+    const values = Object.entries(COLOURS).map(([t, colour]) => `--color-datatype-${t}: ${colour};`);
+    style.textContent = `:root { ${values.join(" ")} }`;
+    document.head.append(style);
     colourSlots();
     app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () =>
         setTimeout(colourSlots, 500)); // after the frontend has applied it

@@ -103,8 +103,8 @@ class TrainingOptions:
         words = self.also_steps.replace(",", " ").split()
         if not all(word.isdecimal() and 2 <= int(word) <= MOST_STEPS for word in words):
             raise ValueError(
-                f"also_steps is {self.also_steps!r}; write numbers of steps from 2 to {MOST_STEPS} "
-                "with commas between them, such as 3, 6, 8, or leave it empty"
+                f"also_steps is {shown(self.also_steps, 80)!r}; write numbers of steps from 2 "
+                f"to {MOST_STEPS} with commas between them, such as 3, 6, 8, or leave it empty"
             )
         numbers = {int(word) for word in words} - {self.steps}
         if len(numbers) > MOST_OTHERS:
@@ -196,7 +196,8 @@ class TrainingRequest(TrainingOptions):
         for widget in ("teacher_scheduler", "compare_scheduler"):
             name, known = getattr(self, widget), [AUTO, *core_samplers.scheduler_names()]
             if name not in known:
-                raise ValueError(f"{widget} is {name!r}; choose one of {', '.join(known)}")
+                given = shown(str(name), 80)
+                raise ValueError(f"{widget} is {given!r}; choose one of {', '.join(known)}")
 
     def teacher_facts(self) -> dict[str, Any]:
         """What decides the teacher's samples (the batch size in their last bits)."""

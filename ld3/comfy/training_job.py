@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import comfy.model_management
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..json_types import has_type
 from ..metrics import IMAGE_DISTANCES
 from ..schedule import FORMAT_VERSION, ONE_MODEL, Schedule, ScheduleInfo
 from ..schedule_file import check_name, encoded
+from ..shown_text import shown
 from ..training.other_steps import INTERPOLATED
 from ..training.report import Learned, Report
 from ..training.teacher_choice import TeacherCheck
@@ -60,6 +61,8 @@ LINKED = {
     "distance": "l2", "iterations": 0, "training_noises": 0, "heldout_noises": 0, "batch_size": 1,
 }  # fmt: skip
 """Values that pass all checks, for widgets that get theirs when the graph runs."""
+KINDS = {int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
+"""What the types of `TrainingRequest` accept, in words."""
 
 
 def check_training(inputs: dict[str, Any]) -> None:
@@ -72,9 +75,12 @@ def check_training(inputs: dict[str, Any]) -> None:
         ValueError: the text names the widget, and says what to do.
     """
     known = {name: value for name, value in inputs.items() if value is not None}
-    widgets = {field.name: known.get(field.name) for field in fields(TrainingRequest)}
-    given = {name: value for name, value in widgets.items() if value is not None}
-    request = TrainingRequest(**LINKED | given)
+    kinds = get_type_hints(TrainingRequest)
+    for name, kind in (kinds | {"name": str}).items():  # a script may send anything
+        accepted, words = KINDS[kind]
+        if name in known and not isinstance(known[name], accepted):
+            raise ValueError(f"{name} is {shown(str(known[name]), 80)!r}; use {words}")
+    request = TrainingRequest(**LINKED | {name: known[name] for name in kinds if name in known})
     request.check()
     check_name(known.get("name", "linked"))
     if request.distance in IMAGE_DISTANCES and "vae" not in inputs:

@@ -46,7 +46,7 @@ def test_from_the_manager_to_a_learned_schedule_in_use(
         assert "reference" in page.text(train)
         table = "(id) => window.app.nodeOutputs[id].table[0]"
         learned = page.page.evaluate(table, compare).splitlines()[-1]
-        assert learned.startswith("emoji")
+        assert learned.startswith("learned")
         page.screenshot("first-ten-minutes")
         prompts = page.page.evaluate(
             "() => window.app.graph.nodes.filter(n => n.type === 'LD3DemoPrompt').map(n => n.id)"
