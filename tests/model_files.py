@@ -62,6 +62,7 @@ def written(name: str, folder: Path, **options: Any) -> Path:
     metadata = None
     if family.config in WITH_CONFIG:
         metadata = {"config": json.dumps({"transformer": family.unet})}
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name.replace(' ', '_')}.safetensors"
     with torch.inference_mode(False):
         safetensors.torch.save_file(tensors, path, metadata)
