@@ -12,7 +12,7 @@ from scripts.model_downloads import (
     WAN_TEXT,
     WAN_VAE,
 )
-from scripts.workflow_layout import BETWEEN, MIDDLE, TRAINED, groups, left, node, note
+from scripts.workflow_layout import BETWEEN, MIDDLE, TRAINED, groups, left, node, note_above
 
 VIDEO_GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 train two models (Wan 2.2)": {
@@ -46,7 +46,7 @@ VIDEO_GRAPHS: dict[str, dict[str, Any]] = {
             "14": node("PreviewImage", (680, 770), (780, 420), "Report", images=["5", 3]),
         },
         "groups": groups("1. Two models, prompt, size", "2. Learn, once", "3. Sample", 1290),
-        "notes": note(
+        "notes": note_above(
             "**Wan 2.2:** 6 steps of both models in place of 20. How many each makes is learned, "
             "too: the low-noise model takes over below **boundary** (0.875 for text, 0.9 for image "
             "to video). Set **minutes** to limit the time. For graphs with two "

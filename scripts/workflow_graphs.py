@@ -15,6 +15,7 @@ from scripts.workflow_layout import (
     left,
     node,
     note,
+    note_above,
     train_and_compare,
 )
 
@@ -45,21 +46,19 @@ GRAPHS: dict[str, dict[str, Any]] = {
             "3": left(405, "LD3DemoPrompt", "Negative prompt", text=""),
             "2": left(535, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
             "21": left(665, "LD3DemoPrompt", "Another prompt", text="fish"),
-            "22": left(795, "LD3DemoPrompt", "Another prompt", text="sunflower"),
             **train_and_compare(
                 DEMO_CONDS,
-                {"positive": ["2", 0], "positive_2": ["21", 0], "positive_3": ["22", 0]},
+                {"positive": ["2", 0], "positive_2": ["21", 0]},
                 {"steps": 3, "cfg": 1, "name": "emoji"},
                 vae=["1", 1], seed=5, noises=1, compare_with="euler + simple, best standard",
-                row_names="hamburger, fish, sunflower",
+                row_names="hamburger, fish",
             ),
         },
         "groups": groups("1. A tiny model, prompts", "2. Learn 3 steps, once", "3. Compare"),
         "notes": note(
-            "**Press Run.** The node on the left learns 3 steps of this model that come close "
-            "to its 20, in about a minute on a CPU, and saves them in `models/ld3`. The node "
-            "below then draws prompts that nothing was learned from. Change them and run again: "
-            "nothing is learned twice."
+            "**Press Run.** It learns 3 steps that come close to this model's 20, once, in about "
+            "a minute on a CPU, and draws prompts that nothing was learned from. Change them and "
+            "run again."
         ),
     },
     "LD3 train for Stable Diffusion": {
@@ -75,7 +74,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "groups": groups("1. Your model, prompt and size", "2. Learn, once", "3. Compare"),
         "notes": note(
             "**Your own model:** choose your checkpoint, write a typical prompt, set **cfg** and "
-            "**steps** as you will sample, and the same **cfg** below. Press **Run**: 2,500 "
+            "**steps** as you will sample, and the same **cfg** on the right. Press **Run**: 2,500 "
             "model calls, as many as 125 images in 20 steps (10 minutes where such an image takes "
             "5 s). `quality` fast takes a third."
         ),
@@ -94,12 +93,12 @@ GRAPHS: dict[str, dict[str, Any]] = {
                 {},
                 {"steps": 8, "cfg": 4, "name": "z_image", "sampler_name": "res_multistep",
                  "teacher_sampler": "res_multistep", "teacher_steps": 25},
-                vae=["8", 0], seed=1, noises=1,
+                below=190, vae=["8", 0], seed=1, noises=1,
                 compare_with="res_multistep + simple, best standard",
             ),
         },
-        "groups": groups("1. Model, shift, prompt, size", "2. Learn, once", "3. Compare", 1020),
-        "notes": note(
+        "groups": groups("1. Model, shift, prompt, size", "2. Learn, once", "3. Compare", 1050),
+        "notes": note_above(
             "**A flow model:** Z-Image with its shift, sampler and cfg, 8 steps instead of 25. "
             "Other flow models (Flux, Qwen-Image, SD3): replace the loaders and the shift. "
             "2,500 model calls of two images each at cfg 4, as many as 100 images in 25 steps; set "
@@ -275,7 +274,8 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "notes": note(
             "**An app:** ComfyUI shows only the inputs that matter and the result. *App mode* in "
             "the menu of the workflow's name switches between both. Runs in a minute or two on a "
-            "CPU."
+            "CPU.",
+            685,
         ),
         "app": {
             "inputs": [(2, "text"), (5, "steps"), (5, "quality"), (9, "seed")],

@@ -31,17 +31,26 @@ def groups(
 
 
 def train_and_compare(
-    connected: dict[str, Any], prompts: dict[str, Any], train: dict[str, Any], **compared: Any
+    connected: dict[str, Any],
+    prompts: dict[str, Any],
+    train: dict[str, Any],
+    below: int = 60,
+    **compared: Any,
 ) -> dict[str, Any]:
-    """The nodes "5", which trains, and "9", which compares, of every such graph."""
+    """The nodes "5", which trains, and "9", which compares from `below` on, of every such graph."""
     compared |= connected | prompts | {"cfg": train["cfg"], "schedule": ["5", 2]}
-    title, at, size = "Compare: reference | standard | learned", (RIGHT[0], 190), (WIDE, 710)
+    title, at, size = "Compare: reference | standard | learned", (RIGHT[0], below), (WIDE, 840)
     return {
         "5": node("LD3TrainSchedule", MIDDLE, (BETWEEN, TRAINED), **connected, **train),
         "9": node("LD3CompareSchedules", at, size, title, **compared),
     }
 
 
-def note(text: str) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
+def note(text: str, y: int = 805) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
+    """A note below the nodes of the first column."""
+    return [((LEFT[0], y), (NARROW, 115), text)]
+
+
+def note_above(text: str) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
     """A note at the top of the third column."""
     return [(RIGHT, (WIDE, 90), text)]
