@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import logging
 import os
@@ -20,8 +21,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -195,33 +199,50 @@ def interrupt_training(folder: Path, count: int) -> tuple[int, int]:
     return lost, finished
 
 
+class HalfWritten(io.BufferedWriter):
+    """A new file on a disk that fails in the middle of writing it."""
+
+    def __init__(self, error: OSError, path: Path, mode: str, *ignored: Any) -> None:
+        super().__init__(io.FileIO(path, mode.replace("b", "")))
+        self.error = error
+
+    def write(self, data: Any) -> int:
+        super().write(data[: len(data) // 2])
+        raise self.error
+
+
 def full_disk(folder: Path, count: int) -> int:
     """Savings on a disk that fails at any step: files that are not complete, or replaced."""
     from ld3.schedule_file import decoded, load, save
 
     schedule, source = decoded(fuzz.valid_schedule(), "kept"), random.Random(SEED)
-    first, lost = save(schedule, folder, "kept"), 0
+    first, lost, failed = save(schedule, folder, "kept"), 0, 0
     kept = first.read_bytes()
     codes = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES, errno.ENOENT)
+    steps = ((io, "open"), (HalfWritten, "write"), (os, "fsync"), (os, "link"), (os, "replace"))
     for _ in range(count):
-        name, code = source.choice(("fsync", "link", "open")), source.choice(codes)
-        real = getattr(os, name)
-
-        def fails(*arguments: Any, code: int = code, **named: Any) -> Any:
-            raise OSError(code, os.strerror(code))
-
-        setattr(os, name, fails)
-        try:
-            save(schedule, folder, "kept")
-        except OSError:
-            pass
-        finally:
-            setattr(os, name, real)
+        (owner, name), code = source.choice(steps), source.choice(codes)
+        error = OSError(code, os.strerror(code))
+        with ExitStack() as faults:
+            if owner is HalfWritten:
+                opened = partial(HalfWritten, error)
+                faults.enter_context(mock.patch.object(io, "open", opened))
+            else:
+                faults.enter_context(mock.patch.object(owner, name, side_effect=error))
+            if name == "replace":  # which serves where a file system has no links
+                no_links = OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+                faults.enter_context(mock.patch.object(os, "link", side_effect=no_links))
+            try:
+                save(schedule, folder, "kept")
+            except OSError:
+                failed += 1
         found = [path for path in folder.iterdir() if path != first]
         for path in found:  # the fault was elsewhere: a complete file
             lost += load(path).info != schedule.info
             path.unlink()
         lost += first.read_bytes() != kept
+    if failed < count:
+        raise RuntimeError(f"only {failed} of {count} savings met the fault")
     return lost
 
 

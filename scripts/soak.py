@@ -37,7 +37,7 @@ from scripts.comfyui_server import ComfyServer  # noqa: E402
 from scripts.reliability import write_row  # noqa: E402
 
 SEED = 0
-SAMPLINGS_A_PROMPT = 13
+SAMPLINGS_A_PROMPT = 10
 WARM_UP = 0.25  # of the rounds: modules, fonts and caches of samplers fill
 MOST_GROWTH = 0.02
 MOST_MESSAGE = 500
@@ -51,7 +51,7 @@ SAMPLERS = ("euler", "heun", "dpmpp_2m", "ipndm", "res_multistep", "lms")
 LEARN = ("time steps", "time steps + decoupled times", "time steps + full solver")
 NAMES = ("soak", "$x_{$", "50 % of b", "\u6a21\u578b", "a.b", "x" * 100)
 SMALL = {
-    "teacher_steps": 5, "iterations": 1, "training_noises": 2, "heldout_noises": 2, "batch_size": 2,
+    "teacher_steps": 5, "iterations": 1, "training_noises": 2, "heldout_noises": 2, "batch_size": 4,
     "quality": "fast", "denoise": 1.0, "teacher_scheduler": "simple", "cache_gb": 0.01,
 }  # fmt: skip
 IMPOSSIBLE: tuple[dict[str, Any], ...] = (
@@ -121,7 +121,7 @@ class Soak:
         inputs = SMALL | {
             "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
             "sampler_name": source.choice(SAMPLERS), "teacher_sampler": source.choice(SAMPLERS),
-            "steps": source.choice((2, 2, 3)), "cfg": source.choice((1.0, 1.0, 2.5)),
+            "steps": source.choice((2, 2, 3)), "cfg": source.choice((1.0, 1.0, 1.0, 1.0, 2.5)),
             "distance": source.choice(("l2", "l1", "pseudo-huber")), "name": source.choice(NAMES),
             "learn": source.choice(LEARN), "seed": source.randrange(2**32),
             "retrain": source.random() < 0.2,
@@ -176,7 +176,7 @@ class Soak:
         seeds = self.source.sample(range(2**32), SAMPLINGS_A_PROMPT)
         last: list[Any] = []
         for i, seed in enumerate(seeds):
-            given = {"seed": seed, "cfg": self.source.choice((1.0, 2.5))}
+            given = {"seed": seed, "cfg": self.source.choice((1.0, 1.0, 1.0, 2.5))}
             prompt[f"s{i}"] = {"class_type": "LD3KSampler", "inputs": inputs | given}
             if i:
                 both = {"samples1": last, "samples2": [f"s{i}", 0]}
