@@ -45,8 +45,8 @@ def test_from_the_manager_to_a_learned_schedule_in_use(
         train, compare = page.find("LD3TrainSchedule"), page.find("LD3CompareSchedules")
         assert "reference" in page.text(train)
         table = "(id) => window.app.nodeOutputs[id].table[0]"
-        learned = page.page.evaluate(table, compare).splitlines()[-1]
-        assert learned.startswith("learned")
+        compared = page.page.evaluate(table, compare)
+        assert compared.splitlines()[-1].startswith("learned")
         page.screenshot("first-ten-minutes")
         prompts = page.page.evaluate(
             "() => window.app.graph.nodes.filter(n => n.type === 'LD3DemoPrompt').map(n => n.id)"
@@ -56,7 +56,7 @@ def test_from_the_manager_to_a_learned_schedule_in_use(
         page.run(timeout=600)
         done("use it again")
         assert "saved" in page.text(train) or "learned" in page.text(train)
-        assert page.page.evaluate(table, compare).splitlines()[-1] != learned
+        assert page.page.evaluate(table, compare) != compared
         files = list((tmp_path / "base" / "models" / "ld3").glob("*.safetensors"))
         assert len(files) == 1 and page.errors == []
         page.page.close()
