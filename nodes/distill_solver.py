@@ -32,8 +32,8 @@ class LD3DistillSolver(io.ComfyNode):
             display_name="LD3 Distill Solver",
             category=CATEGORY,
             description="Fits one number per model call (D-ODE), so that the result of few steps "
-            "is closer to that of many steps. Takes about a minute; the noise levels do not "
-            "change. The result is saved in models/ld3.",
+            "is closer to that of many steps. Takes about 400 model calls for each call of your "
+            "sampler; the noise levels do not change. The result is saved in models/ld3.",
             search_aliases=["D-ODE", "distill sampler", "few steps", "LD3"],
             is_output_node=True,
             inputs=[

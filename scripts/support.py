@@ -69,7 +69,8 @@ A deterministic sampler of any pack is read when a node runs. Tried with RES4LYF
 `deis_3m_ode`) and `rk` are read, and their tables sample as they do to 4e-6. Reading one takes 0.05
 to 0.5 s a schedule, and a training reads about 500: a minute for `res_2s_ode`, several for
 `res_6s_ode`. The eight without `_ode` and `rk_beta` are stochastic at their defaults (the message
-names the twin), and `legacy_rk` asks for an NVIDIA GPU whatever runs it.
+names the `_ode` sampler to use instead), and `legacy_rk` needs an NVIDIA GPU even if ComfyUI runs
+on the CPU.
 """
 
 

@@ -48,8 +48,8 @@ VIDEO_GRAPHS: dict[str, dict[str, Any]] = {
         "groups": groups("1. Two models, prompt, size", "2. Learn, once", "3. Sample", 1290),
         "notes": note_above(
             "**Wan 2.2:** 6 steps of both models in place of 20. How many each makes is learned, "
-            "too: the low-noise model takes over below **boundary** (0.875 for text, 0.9 for image "
-            "to video). Set **minutes** to limit the time. For graphs with two "
+            "too: the low-noise model takes over below **boundary**, an advanced input (0.875 for "
+            "text, 0.9 for image to video). Set **minutes** to limit the time. For graphs with two "
             "SamplerCustomAdvanced use the outputs **high_sigmas** and **low_sigmas**."
         ),
     },

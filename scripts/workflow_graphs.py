@@ -101,7 +101,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
         "notes": note_above(
             "**A flow model:** Z-Image with its shift, sampler and cfg, 8 steps instead of 25. "
             "Other flow models (Flux, Qwen-Image, SD3): replace the loaders and the shift. "
-            "2,500 model calls of two images each at cfg 4, as many as 100 images in 25 steps; set "
+            "3,333 model calls, as many as 133 images in 25 steps; set "
             "**minutes** to limit it."
         ),
     },

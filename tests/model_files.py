@@ -53,7 +53,7 @@ CHECKPOINTS = ("SD15", "SD20")  # with the prefix that their files have
 
 
 def written(name: str, folder: Path, **options: Any) -> Path:
-    """The file of that name in `FILES`, written into a folder; options of its network may differ."""
+    """The file of that name in `FILES`, in a folder; some options of its network may differ."""
     family = FILES[name]
     family = replace(family, unet=family.unet | options)
     prefix = "model.diffusion_model." if family.config in CHECKPOINTS else ""

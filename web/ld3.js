@@ -128,7 +128,7 @@ function addContents(node) {
         const file = encodeURIComponent(name.value ?? "");
         image.hidden = true;
         if (!(name.options.values ?? []).includes(name.value) || noSchedule(name.value)) {
-            words.textContent = noSchedule(name.value) ? name.value
+            words.textContent = noSchedule(name.value) ? say("no schedule yet: train one with LD3 Train Schedule")
                 : say("There is no schedule {name} in models/ld3. Choose another one.", name.value);
             return;
         }
