@@ -70,7 +70,7 @@ def check_name(name: str) -> str:
         or len(name.encode()) > 230  # file systems count bytes, up to 255
     ):
         raise ValueError(
-            f"{shown(name, 130)!r} cannot be a schedule's name: use up to 120 letters, digits, "
+            f"'{shown(name, 130)}' cannot be a schedule's name: use up to 120 letters, digits, "
             "spaces, '-', '_' and '.', no folders, neither starting nor ending with '.', and none "
             "of Windows' names for devices (CON, NUL, ..)"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 MOST_CHARACTERS = 480
+JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, Hindi and others
 MARKUP = str.maketrans({"<": "(", ">": ")", "&": "+", "`": "'"})
 
 
@@ -22,9 +23,9 @@ def _visible(character: str) -> str:
 
     That are controls, reversed writing, halves of characters, and characters that none is yet.
     """
-    if character.isprintable():
+    if character.isprintable() or character in JOINERS:
         return character
-    return " " if unicodedata.category(character) == "Zs" else "?"
+    return " " if character in "\t\r" or unicodedata.category(character) == "Zs" else "?"
 
 
 def shortened(text: str, most: int = MOST_CHARACTERS) -> str:

@@ -235,20 +235,20 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 train on several prompts": {
         "nodes": {
             "1": left(60, "LD3DemoModel", tall=174, batch_size=4, model="flow"),
-            "2": left(275, "LD3PromptList", "Prompts to learn from", 240, clip=["1", 3],
+            "2": left(275, "LD3PromptList", "Prompts to learn from", 200, clip=["1", 3],
                       text="grinning face\nred apple\ncat face\nhamburger\nred heart\n"
                       "yellow flower\nblue car\nmoon"),
-            "3": left(555, "LD3DemoPrompt", "Prompt to sample", text="pizza"),
-            "4": left(685, "LD3DemoPrompt", "Negative prompt", text=""),
+            "3": left(515, "LD3DemoPrompt", "Prompt to sample", text="pizza"),
+            "4": left(645, "LD3DemoPrompt", "Negative prompt", text=""),
             "5": node("LD3TrainSchedule", MIDDLE, (BETWEEN, TRAINED), model=["1", 0],
                       positive=["2", 0], negative=["4", 0], latent_image=["1", 2], steps=4, cfg=1,
                       name="several", batch_size=16),
-            "6": node("LD3KSampler", (680, 190), (300, 214), "Learned: 4 steps", model=["1", 0],
+            "6": node("LD3KSampler", (680, 60), (300, 214), "Learned: 4 steps", model=["1", 0],
                       positive=["3", 0], negative=["4", 0], latent_image=["1", 2],
                       schedule=["5", 2], seed=1, cfg=1, denoise=1),
-            "7": node("VAEDecode", (680, 475), (300, 46), samples=["6", 0], vae=["1", 1]),
-            "8": node("PreviewImage", (1020, 190), (440, 340), images=["7", 0]),
-            "9": node("PreviewImage", (680, 570), (780, 330), "Report", images=["5", 3]),
+            "7": node("VAEDecode", (680, 345), (300, 46), samples=["6", 0], vae=["1", 1]),
+            "8": node("PreviewImage", (1020, 60), (440, 340), images=["7", 0]),
+            "9": node("PreviewImage", (680, 450), (780, 440), "Report", images=["5", 3]),
         },
         "groups": groups("1. Model and prompts", "2. Learn, once", "3. Sample another prompt"),
         "notes": note(

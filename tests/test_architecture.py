@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,16 @@ def test_of_the_descent_by_gradient_others_know_its_settings_and_train_and_plann
 def test_file_names_are_unique() -> None:
     names = [path.name for path in shipped_modules() if path.name != "__init__.py"]
     assert len(names) == len(set(names))
+
+
+def test_tensors_leave_their_device_before_they_become_float64() -> None:
+    """Devices of Apple and DirectML have no float64."""
+    found = [
+        name_of(path)
+        for path in (ROOT / "ld3").rglob("*.py")
+        if re.search(r"(\.double\(\)|float64\))\.(cpu|to)\(", path.read_text(encoding="utf-8"))
+    ]
+    assert not found
 
 
 def test_functions_have_at_most_six_parameters() -> None:

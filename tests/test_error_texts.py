@@ -45,6 +45,7 @@ SHORT = {  # CASES expect them, but their literal parts are too short to look fo
     "f'{name} is {value}; use {least} or more'",
     "f'send {JSON}, not {request.content_type}'",
     "f'{key} is missing'",
+    "f'{name} is {shown(str(known[name]), 80)!r}; use {words}'",
 }
 NEVER_SHOWN = {  # a file that raises it is not used again, a request not made by our page
     "'the report has no errors'",
@@ -141,6 +142,9 @@ CASES: list[tuple[Callable[[], Any], list[str]]] = [
         lambda: check_training({"denoise": 1.5}),
         ["denoise is 1.5; use a value above 0 and up to 1"],
     ),
+    (lambda: check_training({"seed": [1]}), ["seed is '[1]'; use a whole number"]),
+    (lambda: check_training({"cfg": {}}), ["cfg is '{}'; use a number"]),
+    (lambda: check_training({"name": 5}), ["name is '5'; use text"]),
     (lambda: routes._text({}, "name"), ["name is missing"]),
     (
         no_room_for_steps,

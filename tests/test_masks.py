@@ -17,7 +17,7 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from torch import Tensor
 
 from demo import demo_model
-from ld3.comfy import core_samplers
+from ld3.comfy import core_samplers, latents
 from ld3.comfy.guided_run import GuidedRun, run
 from ld3.comfy.guiders import cfg_guider
 
@@ -190,3 +190,11 @@ def test_masks_that_cannot_be_trained_with_are_refused(
         train(**changes)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_mask_of_a_video_has_an_image_per_frame_and_one_of_an_image_may_have_no_batch() -> None:
+    """As core's reshape_mask reads them."""
+    frames, video = random_tensor(1, (5, SIZE, SIZE)), torch.zeros(1, 16, 5, SIZE, SIZE)
+    assert latents.latent_mask({"samples": video, "noise_mask": frames}) is frames
+    image = {"samples": torch.zeros(1, 4, SIZE, SIZE), "noise_mask": left_half()[0]}
+    assert torch.equal(latents.latent_mask(image), left_half())

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIGMAS = torch.tensor([14.0, 3.0, 0.8, 0.0])
 SHAPE = (2, 3, 16, 16)
 PROMPTS = [encode_prompt(text)[0] for text in ("red apple", "")]
-PROBE_CALLS = 13
+PROBE_CALLS = 15
 
 
 def noise(seed: int = 0) -> Tensor:

@@ -8,7 +8,14 @@ const LINE = 15, LETTER = 6.2, BORDER = 44; // pixels of that text
 const COLOURS = { LD3_SCHEDULE: "#d1495b", LD3_TRAINING_OPTIONS: "#8f9bb3" };
 
 const isOurs = (node) => node?.comfyClass?.startsWith("LD3") ?? false;
-const nodeOf = (id) => app.graph?.getNodeById(Number(String(id).split(":").pop()));
+function nodeOf(id) { // "4:1" is node 1 in the subgraph of node 4
+    let graph = app.graph, node;
+    for (const part of String(id).split(":")) {
+        node = graph?.getNodeById(Number(part));
+        graph = node?.subgraph;
+    }
+    return node;
+}
 
 // Slots and links of our types; the classic renderer forgets them when the theme changes.
 function colourSlots() {
@@ -177,7 +184,16 @@ async function tried(action) {
 }
 
 async function copy(text, message) {
-    await navigator.clipboard.writeText(text);
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else { // over http from another computer
+        const area = document.createElement("textarea");
+        area.value = text;
+        document.body.append(area);
+        area.select();
+        const copied = document.execCommand("copy");
+        area.remove();
+        if (!copied) throw new Error(text);
+    }
     toast("success", message);
 }
 
@@ -246,6 +262,12 @@ app.registerExtension({
         if (!(app.canvas.default_connection_color_byType.LD3_SCHEDULE)) colourSlots();
         hideExpertWidgets(node);
         if (node.comfyClass === "LD3LoadSchedule") addContents(node);
+        const configured = node.onConfigure;
+        node.onConfigure = function (...values) { // of pasted nodes, which have their values now
+            configured?.apply(this, values);
+            hideExpertWidgets(node);
+            node.ld3Update?.();
+        };
         node.setSize([Math.max(node.size[0], 300), node.computeSize()[1]]);
     },
     loadedGraphNode(node) {
@@ -268,13 +290,13 @@ app.registerExtension({
         let running = null;
         api.addEventListener("executing", ({ detail }) => { running = detail ?? running; });
         api.addEventListener("executed", ({ detail }) => {
+            if (detail.output?.ld3_file) refreshLists(detail.output.ld3_file[0]);
             if (!isOurs(nodeOf(detail.node))) return;
             dropLivePicture(detail.node);
             // a cached result comes without the text that the node wrote while it ran
             const text = detail.output?.text?.[0];
             const said = { nodeId: detail.node, prompt_id: detail.prompt_id, text };
             if (text) api.dispatchEvent(new CustomEvent("progress_text", { detail: said }));
-            if (detail.output?.ld3_file) refreshLists(detail.output.ld3_file[0]);
         });
         for (const event of ["execution_interrupted", "execution_error"])
             api.addEventListener(event, ({ detail }) => {

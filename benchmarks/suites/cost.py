@@ -249,7 +249,8 @@ def _against_gs(quality: str, rows: list[Row]) -> Iterator[str]:
         calls.append(spent)
         yield (
             f"{quality}, {model} in {steps} steps: {sampler} {_mean(mine, 'error'):.4f} "
-            f"({len(mine)} seeds), {error:.2f} of GS at EDM's budget, 1/{1 / spent:.0f} of its calls"
+            f"({len(mine)} seeds), {error:.2f} of GS at EDM's budget, 1/{1 / spent:.0f} of "
+            "its calls"
         )
     if errors:
         found, spent = clustered_mean(errors), max(calls)

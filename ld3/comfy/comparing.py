@@ -200,7 +200,8 @@ def _samples(inputs: ComparisonInputs, request: ComparisonRequest, way: Prepared
         for i in range(request.noises):
             sigmas = way.sigmas.clone()  # uni_pc writes into them
             result = sample(graph, way._replace(sigmas=sigmas), request.seed + i)
-            found.append(result["samples"].cpu())
+            samples = result["samples"]  # of a video with sound the video
+            found.append((samples.unbind()[0] if samples.is_nested else samples).cpu())
     return torch.cat(found)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..lpips_features import LpipsFeatures
 from ..metrics import IMAGE_DISTANCES, LATENT_DISTANCES
 from . import folders
+from .memory import out_of_memory
 
 DOWNLOADS = "https://download.pytorch.org/models/"
 
@@ -162,7 +163,7 @@ def _try_decoding(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor
     try:
         images = decode(latents)
     except RuntimeError as error:
-        if isinstance(error, comfy.model_management.OOM_EXCEPTION):
+        if out_of_memory(error):
             raise
         raise ValueError(
             f"the VAE cannot decode latents of shape {tuple(latents.shape)}: connect the VAE that "

@@ -51,7 +51,8 @@ def nested(samples: Tensor, shapes: Shapes) -> Any:
 def latent_mask(latent: dict[str, Any]) -> Any:
     """The noise_mask of a LATENT, of all its latents: (1, ..), or nested; None without.
 
-    ValueError for several different ones.
+    For a video, a mask with fewer dimensions than the latent has one image per frame, as in core's
+    `reshape_mask`. ValueError for several different ones.
     """
     mask = latent.get("noise_mask")
     if mask is None:
@@ -59,11 +60,15 @@ def latent_mask(latent: dict[str, Any]) -> Any:
     if getattr(mask, "is_nested", False):
         masks = [latent_mask({"noise_mask": part}) for part in mask.unbind()]
         return comfy.nested_tensor.NestedTensor(masks)
+    samples = latent.get("samples")
+    if samples is not None and samples.ndim == 5 and mask.ndim < 5:
+        return mask
+    mask = mask if mask.ndim > 2 else mask[None]
     if any(not torch.equal(other, mask[0]) for other in mask[1:]):
         raise ValueError(
             f"latent_image has {len(mask)} different masks; use one mask, or one latent"
         )
-    return mask[:1] if mask.ndim > 2 else mask[None]
+    return mask[:1]
 
 
 def check_image_condition(model: Any, samples: Tensor) -> None:

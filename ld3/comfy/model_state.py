@@ -27,7 +27,7 @@ REMEDY = "remove caching or momentum nodes (EasyCache, TeaCache, APG) from the M
 
 
 def keeps_state(guided: GuidedRun, noise: Tensor, latent: Tensor) -> bool:
-    """Whether an output depends on the calls before it in the same sampling; 13 calls of a sample.
+    """Whether an output depends on the calls before it in the same sampling; 15 calls of a sample.
 
     A sweep through falling noise levels, one of them alone, and the sweep again. The level alone
     differs if there is state; the sweep differs if that does not begin anew with a sampling.
@@ -43,6 +43,9 @@ def keeps_state(guided: GuidedRun, noise: Tensor, latent: Tensor) -> bool:
     noise, latent = noise[:1].to(model.device), latent[:1].to(model.device)
     model.begin_batch(noise, latent)
     try:
+        for level in (_levels(model)[0], _levels(model)[-1]):  # of both, if there are two models
+            # with dynamic VRAM, patched fp8 weights are rounded only after their first use
+            _call(model, noise, latent, level)
         once = _sweep(model, noise, latent)
         if not torch.isfinite(once[0]).all():
             raise ValueError(

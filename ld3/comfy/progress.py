@@ -117,5 +117,8 @@ def show_text(node_id: str, text: str) -> None:
     """Write a line on a node, where a server is running."""
     from server import PromptServer  # absent outside a server
 
-    if getattr(PromptServer, "instance", None) is not None:
-        PromptServer.instance.send_progress_text(text, node_id)
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        # other windows have other nodes of that number; checks before a run know no window
+        window = server.client_id if get_executing_context() else None
+        server.send_progress_text(text, node_id, window)

@@ -125,6 +125,11 @@ def train_connected(
     job, setup = Job(inputs.guiders, inputs.latent_image), setup_of_connected(inputs, request)
     store, other = folders.teacher_store(cache_gb), inputs.teacher_guiders
     teacher_job = None if other is None else Job(other, inputs.latent_image)
+    if teacher_job is not None and teacher_job.prompts not in (1, job.prompts):
+        raise ValueError(
+            f"guider has {job.prompts} prompts and teacher_guider {teacher_job.prompts}; use the "
+            "same for both, or one for the teacher"
+        )
     training = TrainingRun(job, request, settings, setup, vae, store, teacher_job)
     return _trained(training, name, retrain)
 

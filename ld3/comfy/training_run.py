@@ -262,7 +262,8 @@ class TrainingRun:
         """What the distance compares, with VAE and model loaded side by side."""
         if self.vae is None:
             return None
-        load_together(guided.model_wrap.model_patcher, self.vae, latent.shape)
+        shape = guided.model.batch_size, *latent.shape[1:]
+        load_together(guided.model_wrap.model_patcher, self.vae, shape)
         if guided.turns:
             guided.turns.stay_with(self.vae.patcher)
         if self.request.gradient:

@@ -236,9 +236,10 @@ class _Rollouts:
             if p is None:
                 continue
             reached = combine(table.weights[m + 1, : m + 2], history)
-            v = float(table.weights[m + 1, m + 1]) * (history[m + 1] - history[p + 1]).double()
+            v = (history[m + 1] - history[p + 1]).cpu().double()
+            v *= float(table.weights[m + 1, m + 1])
             vv += float((v * v).sum())
-            vr += float((v * (states[m] - reached).double()).sum())
+            vr += float((v * (states[m] - reached).cpu().double()).sum())
         return vv, vr
 
     def error(self, table: SolverTable) -> float:

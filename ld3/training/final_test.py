@@ -154,8 +154,9 @@ class _Test(NamedTuple):
         """The student's, each noise sampled once."""
 
         def measure(x: Tensor, target: Tensor) -> Tensor:
-            values = torch.stack([rmse(x - target), objective.distance.score(x, target)], 1)
-            return torch.cat([values.cpu(), subsample(x, SPREAD_ELEMENTS)], 1)
+            # a distance of images is on the VAE's device
+            values = rmse(x - target).cpu(), objective.distance.score(x, target).cpu()
+            return torch.cat([torch.stack(values, 1), subsample(x, SPREAD_ELEMENTS)], 1)
 
         name = f"test {objective.distance.identity}"
         measured = errors(objective.model, solver, test, Measure(name, measure))

@@ -111,8 +111,8 @@ def _normal_equations(
         jacobian = torch.stack(columns, 1).float()
         weighted = distance.weights(residual).unsqueeze(1) * jacobian
         share /= len(samples) * residual.shape[1]
-        matrix = share * torch.einsum("bkd,bld->kl", weighted, jacobian).double().cpu()
-        vector = share * torch.einsum("bkd,bd->k", weighted, residual.float()).double().cpu()
+        matrix = share * torch.einsum("bkd,bld->kl", weighted, jacobian).cpu().double()
+        vector = share * torch.einsum("bkd,bd->k", weighted, residual.float()).cpu().double()
         return matrix, vector
 
     def summands(batch: TeacherSamples) -> list[tuple[Tensor, Tensor]]:

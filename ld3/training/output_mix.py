@@ -63,8 +63,8 @@ def _equations(
         outputs = torch.stack([output.flatten(1).float() for output in history[columns]], 1)
         differences = outputs[:, :-1] - outputs[:, -1:]
         weighted = latent.weights(residual).unsqueeze(1) * differences
-        matrix = torch.einsum("bkd,bld->kl", weighted, differences).double().cpu()
-        return matrix, torch.einsum("bkd,bd->k", weighted, residual).double().cpu()
+        matrix = torch.einsum("bkd,bld->kl", weighted, differences).cpu().double()
+        return matrix, torch.einsum("bkd,bd->k", weighted, residual).cpu().double()
 
     for matrix, vector in samples.by_batch(objective.model, of):
         a += matrix

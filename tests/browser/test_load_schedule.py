@@ -81,6 +81,27 @@ def test_a_schedule_can_be_renamed_and_deleted_in_the_nodes_menu(
     frontend.wait_for(lambda: not (folder / "another name.safetensors").exists(), 20)
 
 
+def test_a_pasted_node_shows_its_own_file(
+    frontend: Frontend, loaded: tuple[int, str], server: ComfyServer
+) -> None:
+    """Not the first of the list, which a new node has."""
+    load, file = loaded
+    first = schedule_file.save(LEARNED, server.base / "models" / "ld3", "a first").name
+    frontend.page.evaluate("async () => { await window.app.reloadNodeDefs(); }")
+    pasted = frontend.page.evaluate(
+        """(id) => {
+            const canvas = window.app.canvas, graph = window.app.graph;
+            canvas.copyToClipboard([graph.getNodeById(id)]);
+            canvas.pasteFromClipboard();
+            return graph.nodes.at(-1).id;
+        }""",
+        load,
+    )
+    assert pasted != load and frontend.text(pasted, "name") == file != first
+    frontend.wait_for(lambda: file.split(".")[0] in words(frontend, pasted), 20)
+    assert words(frontend, pasted) == words(frontend, load)
+
+
 def test_a_note_is_written_in_the_nodes_menu_and_shown(
     frontend: Frontend, loaded: tuple[int, str]
 ) -> None:

@@ -119,7 +119,7 @@ def time_neighbours(model_sampling: Any) -> Callable[[float], tuple[float, float
     steps = model_sampling.timestep(levels)
     if steps.is_floating_point():
         return None
-    levels, steps = levels.double().cpu(), steps.cpu()
+    levels, steps = levels.cpu().double(), steps.cpu()
 
     def discrete(sigma: float) -> tuple[float, float]:
         here = steps[(levels.log() - torch.tensor(sigma).double().log()).abs().argmin()]

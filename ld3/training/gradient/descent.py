@@ -157,6 +157,7 @@ class GradientDescent:
             table = batch.weights.detach(), batch.eval_sigmas.detach()
             result = differentiable_rollout(*table, model, x)
             better = self.objective.distance.between(result, batch.target) < losses
+        better = better.to(candidate.device)  # a distance of images is on the VAE's
         kept = torch.where(_per_sample(better, candidate), candidate, batch.noise.detach())
         self.noise[batch.index] = kept.to(self.noise)
 
