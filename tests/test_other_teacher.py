@@ -21,6 +21,7 @@ from comfy_extras.nodes_custom_sampler import (
 )
 from torch import Tensor
 
+from demo.demo_model import DemoClip
 from ld3.training.report import Report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,3 +236,18 @@ def test_the_turbo_demo_model_follows_the_model_it_was_distilled_from(
     assert report.test_error < 0.6 * report.unrelated_error
     errors = {name: b.ranking_error for name, b in report.baselines.items() if b.ranking_error}
     assert min(errors, key=lambda name: errors[name]) == "compare_with"
+
+
+def test_a_teacher_with_other_prompts_than_the_students_is_refused(
+    train: Any, exact: Any, pack_nodes: dict[str, type]
+) -> None:
+    clip = DemoClip()
+
+    def with_prompts(count: int) -> Any:
+        text = "\n".join(["red apple", "cat face", "fish"][:count])
+        prompts = pack_nodes["LD3PromptList"].execute(clip=clip, text=text)[0]
+        return BasicGuider.execute(exact(gaussian).model_patcher, prompts)[0]
+
+    for student, teacher in ((1, 3), (3, 2)):
+        with pytest.raises(ValueError, match=f"has {student} prompts and teacher_guider {teacher}"):
+            train(with_prompts(student), teacher_guider=with_prompts(teacher), name="others")
