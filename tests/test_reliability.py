@@ -10,7 +10,7 @@ from scripts.reliability import write_row
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = json.loads((ROOT / "docs" / "results" / "reliability.json").read_text(encoding="utf-8"))
 LEAST = {"fuzz": 1_000_000, "fuzz by coverage": 1_000_000, "kill": 50, "interrupt": 50, "disk": 50}
-LEAST |= {"resume": 10}
+LEAST |= {"resume": 10, "training": 200, "sampling": 2_000}
 
 
 def test_enough_was_tried_and_nothing_was_lost() -> None:
