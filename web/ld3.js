@@ -303,9 +303,20 @@ app.registerExtension({
                 const id = detail?.node_id ?? running;
                 if (isOurs(nodeOf(id))) dropLivePicture(id);
             });
+        const said = new Map(); // the last text of each node, by id
         api.addEventListener("progress_text", ({ detail }) => {
             const node = nodeOf(detail.nodeId);
-            if (isOurs(node)) setTimeout(() => fitText(node)); // after the frontend has set it
+            if (!isOurs(node)) return;
+            said.set(detail.nodeId, [node, detail.text]);
+            setTimeout(() => fitText(node)); // after the frontend has set it
         });
+        const sayAgain = () => { // frontend 1.58 removes all texts when a run ends
+            for (const [nodeId, [node, text]] of said)
+                if (text.trim() && nodeOf(nodeId) === node
+                    && !node.widgets.some((w) => w.name === TEXT))
+                    api.dispatchEvent(new CustomEvent("progress_text", { detail: { nodeId, text } }));
+        };
+        for (const event of ["execution_success", "execution_interrupted", "execution_error"])
+            api.addEventListener(event, () => setTimeout(sayAgain, 500));
     },
 });

@@ -98,8 +98,9 @@ def test_a_pasted_node_shows_its_own_file(
         load,
     )
     assert pasted != load and frontend.text(pasted, "name") == file != first
-    frontend.wait_for(lambda: file.split(".")[0] in words(frontend, pasted), 20)
-    assert words(frontend, pasted) == words(frontend, load)
+    shown = "(id) => window.app.graph.getNodeById(id).widgets.find(w => w.name === 'contents')"
+    shown += ".element.querySelector('img').src"
+    frontend.wait_for(lambda: file in frontend.page.evaluate(shown, pasted), 20)
 
 
 def test_a_note_is_written_in_the_nodes_menu_and_shown(
