@@ -24,7 +24,10 @@ MODE = "() => window.app.extensionManager.workflow.activeWorkflow.initialMode"
 OFFERED = """() => {
     const vue = document.getElementById('vue-app').__vue_app__;
     const stores = vue.config.globalProperties.$pinia._s;
-    return stores.get('subgraph').subgraphBlueprints.map(b => b.display_name);
+    const named = stores.get('nodeDef').blueprintNodeDefsByName; // from frontend 1.58 on
+    const found = named ? [...(named.values?.() ?? Object.values(named))]
+        : stores.get('subgraph').subgraphBlueprints;
+    return found.map(b => b.display_name);
 }"""
 OPENED = """() => {
     const [node] = window.app.graph.nodes;
