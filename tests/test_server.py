@@ -364,7 +364,8 @@ def test_workflow_file_is_what_the_frontend_and_manager_expect(
         for group in ("required", "optional"):
             for kind, *options in definition["input"].get(group, {}).values():
                 settings = options[0] if options else {}
-                if isinstance(kind, list) or kind in WIDGET_TYPES:
+                # "FLOAT,INT" is a widget too
+                if isinstance(kind, list) or set(kind.split(",")) <= WIDGET_TYPES:
                     widgets += 1 + bool(settings.get("control_after_generate"))
         assert len(node.get("widgets_values", [])) == widgets, node["type"]
     with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
