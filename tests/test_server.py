@@ -45,7 +45,7 @@ TINY = {
 CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["1", 2]}
 SAMPLED = CONDS | {"seed": 1, "cfg": 1, "denoise": 1}
 FRONTEND_ONLY = {"MarkdownNote"}
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 
 pytestmark = pytest.mark.slow
 
