@@ -16,14 +16,13 @@ Extras keep this form, so both parts can be told apart again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .table import SolverTable
-from .tracing import SamplerFunction, TracedSampler
+from .tracing import TracedSampler
 
 ONE_PART = 1e-6  # relative: how far the rows of a table may be from the form above
 
@@ -114,16 +113,8 @@ def _share(weights: Tensor, split: int) -> Tensor:
 class ExpertSampler(TracedSampler):
     """A deterministic sampler run on both sides of a boundary; see `TracedSampler`."""
 
-    def __init__(
-        self,
-        function: SamplerFunction,
-        model: Any = None,
-        end_scale: Callable[[float], float] = lambda end: 1.0,
-        name: str = "",
-        *,
-        boundary: float,
-    ) -> None:
-        super().__init__(function, model, end_scale, name)
+    def __init__(self, *sampler: Any, boundary: float, **named: Any) -> None:
+        super().__init__(*sampler, **named)
         self.boundary = boundary
 
     def _checked_table(self, sigmas: Tensor) -> SolverTable:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -186,17 +187,15 @@ class TracedSampler:
         options = {"transformer_options": {"sample_sigmas": sigmas.clone()}}
         extra_args = {"model_options": options, "seed": 0, "denoise_mask": None}
         keywords = {"extra_args": extra_args, "callback": callback, "disable": True}
-        model = _StandIn(answer, self.model, sigmas)
+        model, doubles = _StandIn(answer, self.model, sigmas), None
+        if self._dtype == torch.float64 and (
+            self._makes_tensors or len(sigmas) not in self._verified
+        ):
+            doubles = _DoubleByDefault()  # with which a run takes half as long again
         with RANDOM_STATE, torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
-                if self._dtype == torch.float32 or not (
-                    self._makes_tensors or len(sigmas) not in self._verified
-                ):
+                with doubles or nullcontext():
                     result = self.function(model, x, sigmas, **keywords)
-                else:  # takes half as long again
-                    with _DoubleByDefault() as doubles:
-                        result = self.function(model, x, sigmas, **keywords)
-                    self._makes_tensors |= doubles.used
             except UnsupportedSampler:
                 raise
             except Exception as error:  # code of other packs
@@ -204,6 +203,7 @@ class TracedSampler:
                     "it failed while its coefficients were read from it, with "
                     f"{type(error).__name__}: {error}"
                 ) from error
+        self._makes_tensors |= doubles is not None and doubles.used
         return result.detach().cpu().double(), float(sigmas[-1]), model.guided
 
     def _check_linear(self, table: SolverTable, sigmas: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The graphs of subgraphs/, which ComfyUI offers as nodes; workflows.py makes the files."""
+"""The graphs of subgraphs/, which ComfyUI offers as nodes; blueprints.py makes the files."""
 
 from __future__ import annotations
 

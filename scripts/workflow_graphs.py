@@ -28,6 +28,16 @@ SD_CONDS = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
 SD_CONDS |= {"latent_image": ["4", 0]}
 
 
+def demo_inputs() -> dict[str, Any]:
+    """Demo model and prompts, the first column of the demo and of the app."""
+    return {
+        "1": left(60, "LD3DemoModel", tall=174, batch_size=1, model="flow"),
+        "20": left(275, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
+        "3": left(405, "LD3DemoPrompt", "Negative prompt", text=""),
+        "2": left(535, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+    }
+
+
 def sd_inputs() -> dict[str, Any]:
     """Checkpoint, prompts and empty latent, the first column of both Stable Diffusion graphs."""
     return {
@@ -41,10 +51,7 @@ def sd_inputs() -> dict[str, Any]:
 GRAPHS: dict[str, dict[str, Any]] = {
     "LD3 demo - train and compare": {
         "nodes": {
-            "1": left(60, "LD3DemoModel", tall=174, batch_size=1, model="flow"),
-            "20": left(275, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
-            "3": left(405, "LD3DemoPrompt", "Negative prompt", text=""),
-            "2": left(535, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+            **demo_inputs(),
             "21": left(665, "LD3DemoPrompt", "Another prompt", text="fish"),
             **train_and_compare(
                 DEMO_CONDS,
@@ -259,10 +266,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
     },
     "LD3 demo as an app": {
         "nodes": {
-            "1": left(60, "LD3DemoModel", tall=174, batch_size=1, model="flow"),
-            "20": left(275, "LD3DemoPrompt", "Prompt to learn from", text="grinning face"),
-            "3": left(405, "LD3DemoPrompt", "Negative prompt", text=""),
-            "2": left(535, "LD3DemoPrompt", "Prompt to sample", text="hamburger"),
+            **demo_inputs(),
             **train_and_compare(
                 DEMO_CONDS,
                 {"positive": ["2", 0]},

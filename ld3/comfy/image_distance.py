@@ -15,7 +15,7 @@ from torch import Tensor
 from ..lpips_features import LpipsFeatures
 from ..metrics import IMAGE_DISTANCES, LATENT_DISTANCES
 from . import folders
-from .memory import out_of_memory
+from .memory import activations, out_of_memory
 
 DOWNLOADS = "https://download.pytorch.org/models/"
 
@@ -86,9 +86,8 @@ def load_together(model_patcher: Any, vae: Any, shape: Sequence[int]) -> None:
 
     `model_patcher` is the running guider's, `shape` that of the latents decoded at once.
     """
-    guided = [2 * shape[0], *shape[1:]]  # with and without the prompt
     needed = max(
-        model_patcher.memory_required(guided),
+        activations(model_patcher, [shape[1:]], shape[0]),
         shape[0] * vae.memory_used_decode(tuple(shape), vae.vae_dtype),
     )
     if vae.disable_offload:  # in one call the model, too, would be loaded completely or not at all

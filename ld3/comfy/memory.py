@@ -1,4 +1,4 @@
-"""How many samples a model call may have: as many as fit into memory by ComfyUI's estimates."""
+"""The number of samples per model call: as many as fit into memory by ComfyUI's estimates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fitting_batch(model: Any, shapes: Sequence[Sequence[int]], most: int) -> int
         return most or AUTO_CPU
     available = _available(device) - model.model_size()
     batch = most or AUTO_MOST
-    while batch > 1 and _activations(model, shapes, batch) > available:
+    while batch > 1 and activations(model, shapes, batch) > available:
         batch = (batch + 1) // 2
     if batch < most:
         logger.info("LD3: memory is free for %d samples per model call, not %d", batch, most)
@@ -47,8 +47,8 @@ def _available(device: Any) -> float:
     return free - comfy.model_management.extra_reserved_memory()
 
 
-def _activations(model: Any, shapes: Sequence[Sequence[int]], batch: int) -> float:
-    """Bytes of a call, with guidance (ComfyUI 0.30.0, sampler_helpers.py, estimate_memory)."""
+def activations(model: Any, shapes: Sequence[Sequence[int]], batch: int) -> int:
+    """Bytes of a call with guidance (ComfyUI 0.30.0, sampler_helpers.py, estimate_memory)."""
     return sum(model.memory_required([2 * batch, *shape]) for shape in shapes)
 
 

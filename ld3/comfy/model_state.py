@@ -43,7 +43,7 @@ def keeps_state(guided: GuidedRun, noise: Tensor, latent: Tensor) -> bool:
     noise, latent = noise[:1].to(model.device), latent[:1].to(model.device)
     model.begin_batch(noise, latent)
     try:
-        for level in (_levels(model)[0], _levels(model)[-1]):  # of both, if there are two models
+        for level in _levels(model)[[0, -1]]:  # of both, if there are two models
             # with dynamic VRAM, patched fp8 weights are rounded only after their first use
             _call(model, noise, latent, level)
         once = _sweep(model, noise, latent)

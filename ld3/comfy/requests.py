@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,9 +63,7 @@ class TrainingOptions:
         choices = {"distance": DISTANCES, "optimizer": OPTIMIZERS, "learn": LEARN}
         choices["quality"] = QUALITIES
         for name, options in choices.items():
-            if getattr(self, name) not in options:
-                given = shown(str(getattr(self, name)), 80)
-                raise ValueError(f"{name} is {given!r}; choose one of {', '.join(options)}")
+            check_choice(name, getattr(self, name), options)
         if not (0 <= self.soft_radius < math.inf or self.soft_radius == PUBLISHED_RADIUS):
             raise ValueError(
                 f"soft_radius is {self.soft_radius}; use 0 (none) or more, or -1 for the paper's"
@@ -194,10 +193,8 @@ class TrainingRequest(TrainingOptions):
             if getattr(self, widget) != AUTO:
                 core_samplers.check_sampler(widget, getattr(self, widget))
         for widget in ("teacher_scheduler", "compare_scheduler"):
-            name, known = getattr(self, widget), [AUTO, *core_samplers.scheduler_names()]
-            if name not in known:
-                given = shown(str(name), 80)
-                raise ValueError(f"{widget} is {given!r}; choose one of {', '.join(known)}")
+            known = AUTO, *core_samplers.scheduler_names()
+            check_choice(widget, getattr(self, widget), known)
 
     def teacher_facts(self) -> dict[str, Any]:
         """What decides the teacher's samples (the batch size in their last bits)."""
@@ -226,6 +223,13 @@ def check_cfg(cfg: float) -> None:
     """Raise ValueError unless cfg is a guidance scale."""
     if not 0 <= cfg < math.inf:
         raise ValueError(f"cfg is {cfg}; use 0 or more, 1 for no guidance")
+
+
+def check_choice(name: str, value: Any, options: Collection[str]) -> None:
+    """Raise ValueError, naming the widget, unless value is one of its options."""
+    if value not in options:
+        given = shown(str(value), 80)
+        raise ValueError(f"{name} is {given!r}; choose one of {', '.join(options)}")
 
 
 def check_at_least(least: int, name: str, value: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..experts import check_boundary
 from .guiders import cfg_guider, check_guider, check_same_latents
+from .memory import activations
 
 LOW_MODEL, LOW_GUIDER = "low_noise_model", "low_noise_guider"
 
@@ -100,9 +101,8 @@ class Turns:
         models = [wrap.model_patcher, *getattr(wrap, "loaded_models", [])]
         # a guider may have another model (ComfyUI 0.30.0, Guider_DualModel)
         others = [value for value in vars(wrap).values() if hasattr(value, "patches_uuid")]
-        guided = [2 * self.shape[0], *self.shape[1:]]  # with and without the prompt
         comfy.model_management.load_models_gpu(
             list(dict.fromkeys([*models, *others, *self.kept])),
-            memory_required=wrap.model_patcher.memory_required(guided),
+            memory_required=activations(wrap.model_patcher, [self.shape[1:]], self.shape[0]),
         )
         self.last = number
