@@ -135,7 +135,8 @@ function addContents(node) {
         const file = encodeURIComponent(name.value ?? "");
         image.hidden = true;
         if (!(name.options.values ?? []).includes(name.value) || noSchedule(name.value)) {
-            words.textContent = noSchedule(name.value) ? say("no schedule yet: train one with LD3 Train Schedule")
+            words.textContent = noSchedule(name.value)
+                ? say("no schedule yet: train one with LD3 Train Schedule")
                 : say("There is no schedule {name} in models/ld3. Choose another one.", name.value);
             return;
         }
@@ -155,7 +156,7 @@ function addContents(node) {
         node.ld3Update();
         return result;
     };
-    node.ld3Update();
+    setTimeout(node.ld3Update); // a loaded or pasted node gets its value after it was made
 }
 
 function choose(node, file) {
@@ -263,19 +264,16 @@ app.registerExtension({
         hideExpertWidgets(node);
         if (node.comfyClass === "LD3LoadSchedule") addContents(node);
         const configured = node.onConfigure;
-        node.onConfigure = function (...values) { // of pasted nodes, which have their values now
+        node.onConfigure = function (...values) { // of loaded and pasted nodes, with their values
             configured?.apply(this, values);
             hideExpertWidgets(node);
-            node.ld3Update?.();
         };
         node.setSize([Math.max(node.size[0], 300), node.computeSize()[1]]);
     },
     loadedGraphNode(node) {
-        if (isOurs(node)) hideExpertWidgets(node);
         if (node.comfyClass !== "LD3LoadSchedule") return;
         const name = nameOf(node), [first] = name.options.values ?? [];
         if (first && noSchedule(name.value)) choose(node, first);
-        else node.ld3Update();
     },
     getNodeMenuItems(node) {
         if (node.comfyClass === "LD3LoadSchedule") return scheduleMenu(node);
