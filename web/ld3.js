@@ -17,6 +17,11 @@ function nodeOf(id) { // "4:1" is node 1 in the subgraph of node 4
     return node;
 }
 
+function everyNode(graph = app.graph) { // those in subgraphs too
+    return graph.nodes.flatMap((node) => node.subgraph ? everyNode(node.subgraph) : [node]);
+}
+const isPresent = (node) => node.graph?.getNodeById(node.id) === node;
+
 // Slots and links of our types; the classic renderer forgets them when the theme changes.
 function colourSlots() {
     for (const [type, colour] of Object.entries(COLOURS)) {
@@ -132,6 +137,7 @@ function addContents(node) {
     widget.serialize = false;
     const name = nameOf(node), before = name.callback;
     node.ld3Update = async () => {
+        if (!isPresent(node)) return; // removed, with a list that is no longer kept up to date
         const file = encodeURIComponent(name.value ?? "");
         image.hidden = true;
         if (!(name.options.values ?? []).includes(name.value) || noSchedule(name.value)) {
@@ -142,6 +148,7 @@ function addContents(node) {
         }
         try {
             const found = await ask(`schedule?name=${file}`);
+            if (!isPresent(node)) return;
             node.ld3Listed = found.listed;
             words.textContent = found.summary;
             if (found.listed) words.textContent += `\n${say("Shown in the list of schedulers.")}`;
@@ -168,7 +175,7 @@ function choose(node, file) {
 // Lists the files anew; nodes that had none take the given one, or the first.
 async function refreshLists(file, changed = {}) {
     await app.reloadNodeDefs?.();
-    for (const node of app.graph.nodes.filter((n) => n.comfyClass === "LD3LoadSchedule")) {
+    for (const node of everyNode().filter((n) => n.comfyClass === "LD3LoadSchedule")) {
         const name = nameOf(node), files = name.options.values ?? [];
         if (name.value === changed.from) choose(node, changed.to);
         else if (noSchedule(name.value) && files.length)

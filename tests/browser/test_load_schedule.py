@@ -81,6 +81,24 @@ def test_a_schedule_can_be_renamed_and_deleted_in_the_nodes_menu(
     frontend.wait_for(lambda: not (folder / "another name.safetensors").exists(), 20)
 
 
+def test_a_node_that_is_removed_asks_for_nothing(
+    frontend: Frontend, loaded: tuple[int, str], server: ComfyServer
+) -> None:
+    """Its list, which may name files that are gone, is no longer kept up to date."""
+    load, file = loaded
+    page, path = frontend.page, server.base / "models" / "ld3" / file
+    page.evaluate(
+        """(id) => {
+            window.removed = window.app.graph.getNodeById(id);
+            window.app.graph.remove(window.removed);
+        }""",
+        load,
+    )
+    path.unlink()
+    page.evaluate("() => window.removed.ld3Update()")
+    page.wait_for_timeout(500)
+
+
 def test_a_pasted_node_shows_its_own_file(
     frontend: Frontend, loaded: tuple[int, str], server: ComfyServer
 ) -> None:
