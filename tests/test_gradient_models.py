@@ -269,6 +269,7 @@ def test_stand_ins_use_the_same_memory_and_are_replaced_by_the_originals(moved: 
     hybrid = torch.nn.Linear(4, 1)
     with torch.inference_mode():
         hybrid.to(torch.float64).to(torch.float32)
+        hybrid.plain = plain = torch.ones(1)  # neither a parameter nor a buffer
     network.append(hybrid)
     originals = list(network.parameters()) + list(network.buffers())
     x = torch.randn(2, 3, requires_grad=True)
@@ -278,9 +279,12 @@ def test_stand_ins_use_the_same_memory_and_are_replaced_by_the_originals(moved: 
         ):
             assert now is not original and now.data_ptr() == original.data_ptr()
             assert not now.is_inference() and not now.requires_grad
+        assert not hybrid.plain.is_inference()
+        assert hybrid.plain.data_ptr() == plain.data_ptr()
         network(x).sum().backward()
         if moved:
             network.to(torch.float64)
+    assert hybrid.plain is plain
     after = [*network.parameters(), *([] if moved else network.buffers())]  # .to() makes new ones
     assert all(now is original for now, original in zip(after, originals, strict=not moved))
     assert {t.dtype for t in network.parameters()} == {torch.float64 if moved else torch.float32}

@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_management
+import comfy.samplers
 import comfy.sd
 import folder_paths
 import pytest
@@ -284,11 +285,13 @@ def test_a_vae_of_another_model_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("make_vae", [load_demo_vae, tiny_kl_vae])
-def test_model_and_vae_are_loaded_together(make_vae: Callable[[], comfy.sd.VAE]) -> None:
-    model, vae = load_demo_model(), make_vae()
-    image_distance.load_together(model, vae, (2, 4, 16, 16))
+def test_models_and_vae_are_loaded_together(make_vae: Callable[[], comfy.sd.VAE]) -> None:
+    model, other, vae = load_demo_model(), load_demo_model(), make_vae()
+    guider = comfy.samplers.CFGGuider(model)
+    guider.loaded_models = [other]  # as while it runs, when a ControlNet is among its conditions
+    image_distance.load_together(guider, vae, (2, 4, 16, 16))
     loaded = comfy.model_management.loaded_models()
-    assert any(m is model for m in loaded) and any(m is vae.patcher for m in loaded)
+    assert all(any(m is wanted for m in loaded) for wanted in (model, other, vae.patcher))
 
 
 def test_registering_adds_the_model_folder_of_lpips() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..lpips_features import LpipsFeatures
 from ..metrics import IMAGE_DISTANCES, LATENT_DISTANCES
 from . import folders
-from .memory import activations, out_of_memory
+from .memory import activations, models_of, out_of_memory
 
 DOWNLOADS = "https://download.pytorch.org/models/"
 
@@ -79,20 +79,21 @@ def find_backbone(net: str) -> dict[str, Tensor]:
         ) from error
 
 
-def load_together(model_patcher: Any, vae: Any, shape: Sequence[int]) -> None:
-    """Load a model and a VAE so that both stay on their devices.
+def load_together(model_wrap: Any, vae: Any, shape: Sequence[int]) -> None:
+    """Load a running guider's models and a VAE so that all stay on their devices.
 
-    `vae.decode` would load the VAE alone, which may unload the model before each decoding.
+    `vae.decode` would load the VAE alone, which may unload the models before each decoding.
 
-    `model_patcher` is the running guider's, `shape` that of the latents decoded at once.
+    `shape` is that of the latents decoded at once.
     """
     needed = max(
-        activations(model_patcher, [shape[1:]], shape[0]),
+        activations(model_wrap.model_patcher, [shape[1:]], shape[0]),
         shape[0] * vae.memory_used_decode(tuple(shape), vae.vae_dtype),
     )
     if vae.disable_offload:  # in one call the model, too, would be loaded completely or not at all
         comfy.model_management.load_models_gpu([vae.patcher], force_full_load=True)
-    comfy.model_management.load_models_gpu([model_patcher, vae.patcher], memory_required=needed)
+    models = [*models_of(model_wrap), vae.patcher]
+    comfy.model_management.load_models_gpu(models, memory_required=needed)
 
 
 def pixel_decoder(vae: Any, model_wrap: Any) -> Callable[[Tensor], Tensor]:

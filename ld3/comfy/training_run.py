@@ -263,7 +263,7 @@ class TrainingRun:
         if self.vae is None:
             return None
         shape = guided.model.batch_size, *latent.shape[1:]
-        load_together(guided.model_wrap.model_patcher, self.vae, shape)
+        load_together(guided.model_wrap, self.vae, shape)
         if guided.turns:
             guided.turns.stay_with(self.vae.patcher)
         if self.request.gradient:

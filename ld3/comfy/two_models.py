@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..experts import check_boundary
 from .guiders import cfg_guider, check_guider, check_same_latents
-from .memory import activations
+from .memory import activations, models_of
 
 LOW_MODEL, LOW_GUIDER = "low_noise_model", "low_noise_guider"
 
@@ -98,11 +98,8 @@ class Turns:
         if number == self.last:
             return
         wrap = self.wraps[number]
-        models = [wrap.model_patcher, *getattr(wrap, "loaded_models", [])]
-        # a guider may have another model (ComfyUI 0.30.0, Guider_DualModel)
-        others = [value for value in vars(wrap).values() if hasattr(value, "patches_uuid")]
         comfy.model_management.load_models_gpu(
-            list(dict.fromkeys([*models, *others, *self.kept])),
+            [*models_of(wrap), *self.kept],
             memory_required=activations(wrap.model_patcher, [self.shape[1:]], self.shape[0]),
         )
         self.last = number

@@ -66,9 +66,10 @@ def differentiable_run(guided: GuidedRun) -> Iterator[GuidedRun]:
 
 @contextmanager
 def normal_tensors(*modules: torch.nn.Module) -> Iterator[None]:
-    """Register stand-ins for all parameters and buffers that autograd can save, then the originals.
+    """Give modules stand-ins for all their tensors that autograd can save, then the originals.
 
-    Tensors made under inference mode cannot be saved for a backward pass. A stand-in is another
+    These are parameters, buffers and plain attributes. Tensors made under inference mode cannot be
+    saved for a backward pass. A stand-in is another
     tensor on the same memory, so nothing is copied, and no weight requires a gradient. Moving a
     module meanwhile is allowed: its originals follow. Tensors of other classes stay as they are.
     """
@@ -76,8 +77,8 @@ def normal_tensors(*modules: torch.nn.Module) -> Iterator[None]:
     try:
         with torch.inference_mode(False):
             for part in dict.fromkeys(part for module in modules for part in module.modules()):
-                registered: list[dict[str, Any]] = [part._parameters, part._buffers]
-                for tensors in registered:
+                places: list[dict[str, Any]] = [part._parameters, part._buffers, vars(part)]
+                for tensors in places:
                     for name, original in tensors.items():
                         stand_in = _stand_in(original)
                         if stand_in is not None:
@@ -162,9 +163,9 @@ def _parameter(tensor: Tensor) -> torch.nn.Parameter:
     return (_Weight if plain else torch.nn.Parameter)(tensor, requires_grad=False)
 
 
-def _stand_in(tensor: Tensor | None) -> Tensor | None:
-    """Another tensor on the same memory; None where there is none of that class."""
-    if tensor is None:
+def _stand_in(tensor: Any) -> Tensor | None:
+    """Another tensor on the same memory; None for what is no tensor or of another class."""
+    if not isinstance(tensor, Tensor):
         return None
     if is_traceable_wrapper_subclass(tensor):  # ComfyUI's quantised weights
         names, context = tensor.__tensor_flatten__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from ...training.gradient.recompute import recomputed
 from ..guided_run import GuidedRun
 from .differentiable_model import OTHER_OPTIMIZER, attention_with_gradient
 
-STATE_DIFFERENCE = 0.06  # of the state's size: above half precision's rounding, and still linear
+STATE_DIFFERENCE = 0.06  # of the state's size: above half precision's rounding, and mostly linear
+SMALLER = STATE_DIFFERENCE / 20  # for networks that are not linear over the former
 TIME_DIFFERENCE = 0.05  # in the coordinate, as Gauss-Newton's differences
 TOLERANCE = 0.3  # relative: in bf16, right gradients were found up to 0.15 off, in float32 0.05
-OTHER_DIRECTIONS = (1, 2)  # seeds
+FIRST, OTHERS = (STATE_DIFFERENCE, 0), tuple(product((STATE_DIFFERENCE, SMALLER), (1, 2)))
+"""Sizes and seeds of the directions that are tried."""
 CACHED_TOLERANCE = 0.1  # of the change that the difference makes
 
 
@@ -24,9 +27,11 @@ def check_gradient(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
 
     At a middle noise level the gradient of a projection <w, D> is compared with differences of D.
     Along a random direction it is too short if part of the network has no gradient; along itself it
-    is too long if it contains anything else; the third direction is the noise level. In bf16 one
-    random direction can be mostly rounding: a gradient that fails with it is right if it passes
-    with two others. Costs about 18 network calls of `noise`'s batch size, and then up to 36 more.
+    is too long if it contains anything else; the third direction is the noise level, unless
+    the gradient to it is itself a difference (`Model.time_neighbours`). In bf16 one random
+    direction can be mostly rounding, and a network need not be linear over it: a gradient that
+    fails with it is right if it passes with another one, perhaps a smaller one. Costs about 18
+    network calls of `noise`'s batch size, and then up to 72 more.
 
     Args:
         guided: inside `differentiable_run`. noise, latent: (batch, *latent), one sample is enough.
@@ -41,20 +46,18 @@ def check_gradient(guided: GuidedRun, noise: Tensor, latent: Tensor) -> None:
             + OTHER_OPTIMIZER
         )
     try:
-        wrong = _wrong_gradient(guided.model, noise, latent, 0)
-        if wrong and not any(
-            _wrong_gradient(guided.model, noise, latent, seed) for seed in OTHER_DIRECTIONS
-        ):
+        wrong = _wrong_gradient(guided.model, noise, latent, *FIRST)
+        if wrong and not all(_wrong_gradient(guided.model, noise, latent, *o) for o in OTHERS):
             wrong = ""
     except torch.cuda.OutOfMemoryError:  # no fault of the model; ComfyUI says what to do
         raise
     except (RuntimeError, ValueError) as error:  # autograd's and GradientError
         wrong = str(error).strip().splitlines()[0]
     if wrong:
-        causes = "; ".join(likely_causes(model_wrap, options)) or "nothing visible"
+        causes = "; ".join(likely_causes(model_wrap, options))
+        likely = f" Likely causes: {causes}." if causes else ""
         raise ValueError(
-            f"the model has no usable gradient: {wrong}. Likely causes: {causes}. "
-            + OTHER_OPTIMIZER
+            f"the model has no usable gradient: {wrong.rstrip('.')}.{likely} {OTHER_OPTIMIZER}"
         )
 
 
@@ -89,13 +92,13 @@ def likely_causes(model_wrap: Any, options: dict[str, Any]) -> list[str]:
     named += [f"{k} replacement" for k, v in transformer.get("patches_replace", {}).items() if v]
     if named:
         causes.append(f"patches of other nodes ({', '.join(dict.fromkeys(named))})")
-    if "chroma" in type(network).__name__.lower():
-        causes.append("a network without gradients with respect to time (Chroma)")
     return causes
 
 
-def _wrong_gradient(model: Model, noise: Tensor, latent: Tensor, seed: int) -> str:
-    """What is wrong with the gradient along a random direction of this seed; empty if nothing."""
+def _wrong_gradient(
+    model: Model, noise: Tensor, latent: Tensor, difference: float, seed: int
+) -> str:
+    """What is wrong with the gradient along a random direction of this size; empty if nothing."""
     noise, latent = noise.to(model.device), latent.to(model.device)
     levels = torch.tensor([model.sigma_max, model.sigma_min], dtype=torch.float64)
     high, low = model.coordinate.from_sigma(levels)
@@ -117,7 +120,7 @@ def _wrong_gradient(model: Model, noise: Tensor, latent: Tensor, seed: int) -> s
 
     start = model.scale_noise(noise, latent, early)
     x = model.scale_noise(noise, answer(start, early), level)
-    step = STATE_DIFFERENCE * x.square().mean().sqrt()
+    step = difference * x.square().mean().sqrt()
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(x.shape, generator=generator).to(x) * step
     # right after a call with another input, and right after one with nearly the same
@@ -127,12 +130,14 @@ def _wrong_gradient(model: Model, noise: Tensor, latent: Tensor, seed: int) -> s
     memory = float((answer(x + random) - near).norm() / (near - behind).norm())
     if memory > CACHED_TOLERANCE:
         return f"outputs depend on earlier calls (by {memory:.0%} of the effect of a small step)"
-    by_time = answer(x, above) - answer(x, below)
     # the output's change across the step: along it, most models merely pass their input on.
     # w and what it is compared with come from different calls, so that rounding averages out
     across = near - behind
     across = across - (across * random).sum() / random.square().sum() * random
-    w = _unit(across) + _unit(by_time)
+    w, by_time = _unit(across), None
+    if model.time_neighbours is None:
+        by_time = answer(x, above) - answer(x, below)
+        w += _unit(by_time)
     x_in = x.detach().requires_grad_()
     sigma_in = x.new_full((x.shape[0],), level).requires_grad_()
     to_x, to_sigma = torch.autograd.grad(
@@ -146,8 +151,10 @@ def _wrong_gradient(model: Model, noise: Tensor, latent: Tensor, seed: int) -> s
     tests = {
         "to the input": ((to_x * random).sum(), (w * change(random / 2)).sum()),
         "along itself": (2 * (to_x * along).sum(), (w * change(along)).sum()),
-        "to the noise level": (to_sigma.sum() * (above - below), (w * by_time).sum()),
     }
+    if by_time is not None:
+        claimed = to_sigma.sum() * (above - below)
+        tests["to the noise level"] = claimed, (w * by_time).sum()
     for name, (claimed, measured) in tests.items():
         ratio = float(claimed / measured)
         if not abs(ratio - 1) <= TOLERANCE:
