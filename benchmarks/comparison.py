@@ -34,10 +34,14 @@ class Mean(NamedTuple):
     low: float | None = None
     high: float | None = None
 
-    def __str__(self) -> str:
+    def rounded(self, digits: int) -> str:
+        """The mean and, in brackets, its interval."""
         if self.low is None or self.high is None:
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    def __str__(self) -> str:
+        return self.rounded(3)
 
 
 class Ratios(NamedTuple):

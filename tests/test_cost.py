@@ -14,7 +14,7 @@ def trained(model: str, error: float, **changes: Any) -> dict[str, Any]:
     return {
         "model": model, "sampler": "euler", "steps": 4, "cfg": 1.0, "learn": "full",
         "quality": "normal", "seed": 0, "error": error, "error_best_standard": 0.2,
-        "error_finite_difference": 0.1, "calls": 1000,
+        "error_finite_difference": 0.1, "calls": 1000, "chosen": "learned",
     } | changes  # fmt: skip
 
 
@@ -43,9 +43,18 @@ def test_smooth_models_have_aims_of_their_own_and_are_not_asked_never_to_lose() 
 
 
 def test_rows_without_the_former_default_are_compared_with_standard_schedules_only() -> None:
-    found = lines(trained("patches", 0.3, error_finite_difference=None))
-    assert "1.500 of the best standard schedule" in found["full normal patches cfg 1"]
-    assert not any("aim" in line for line in found.values())
+    rows = [trained("patches", 0.3, error_finite_difference=None), trained("digits", 0.1, seed=1)]
+    table = cost.summary(rows).splitlines()
+    assert (
+        "| digits | 1 | full solver | normal | 1 | 0.50 | 0.50 | 0 | 0 | 1.00 | 1,000 | 1,000 |"
+        in table
+    )
+    assert (
+        "| patches | 1 | full solver | normal | 1 | 1.50 | 1.50 | 1 | 0 | - | 1,000 | 1,000 |"
+        in table
+    )
+    assert "lost: patches euler 4 1.0 full normal 0: 1.50, learned" in table
+    assert not any("aim" in line for line in cost.summary(rows[:1]).splitlines())
 
 
 @pytest.mark.parametrize("quality", ["best", "long"])

@@ -39,6 +39,11 @@ LONG, LONG_CALLS = "long", {4: 145_000, 6: 217_000}
 FORMER = {"gauss-newton": "steps", "gauss-newton+solver+mix": "full"}
 """Methods of the former learner in its suite `learning`, and what they learn."""
 FORMER_ITERATIONS = 10
+QUALITIES = ("fast", "normal", "best", LONG)
+LEARNED = {"full": "full solver", "steps": "time steps"}
+TABLE = ("model", "cfg", "learned", "quality", "trainings", "error / best standard", "worst",
+         "lost", "standard returned", "error / former", "calls", "most")  # fmt: skip
+"""Titles; numbers in brackets are of the trainings that the former learner was measured on."""
 Row = dict[str, Any]
 
 
@@ -50,7 +55,7 @@ def cells() -> Iterator[Row]:
             for sampler in SAMPLERS:
                 for steps in STEPS:
                     for learn in LEARN:
-                        for quality in ("fast", "normal", "best", LONG):
+                        for quality in QUALITIES:
                             costly = quality in ("best", LONG)
                             if costly and (model not in TUNED or learn != "full"):
                                 continue
@@ -114,30 +119,37 @@ def _published(name: str) -> list[Row]:
 
 
 def summary(rows: list[Row]) -> str:
-    """By model, quality and what is learned: ratios, losses and calls; then the aims."""
-    lines = []
-    for learn, quality in dict.fromkeys((r["learn"], r["quality"]) for r in rows):
-        for model, cfg in dict.fromkeys((r["model"], r["cfg"]) for r in rows):
-            mine = [
-                r for r in rows
-                if (r["learn"], r["quality"], r["model"], r["cfg"]) == (learn, quality, model, cfg)
-            ]  # fmt: skip
-            if mine:
-                lines.append(f"{learn} {quality} {model} cfg {cfg:g}: {_described(mine)}")
-    return "\n".join([*lines, *_aims(rows)])
+    """A Markdown table by model, guidance, quality and what is learned; losses; then the aims."""
+    groups = dict.fromkeys((c["learn"], c["quality"], c["model"], c["cfg"]) for c in cells())
+    lines = [f"| {' | '.join(TABLE)} |\n|{'---|' * len(TABLE)}"]
+    for group in sorted(groups, key=lambda g: (LEARNED[g[0]], QUALITIES.index(g[1]))):
+        mine = [r for r in rows if (r["learn"], r["quality"], r["model"], r["cfg"]) == group]
+        if mine:
+            lines.append(f"| {' | '.join(_described(mine))} |")
+    return "\n".join([*lines, "", *_lost(rows), *_aims(rows)])
 
 
-def _described(rows: list[Row]) -> str:
-    lost = sum(r["error"] > r["error_best_standard"] for r in rows)
-    worst = max(r["error"] / r["error_best_standard"] for r in rows)
+def _described(rows: list[Row]) -> Iterator[str]:
+    """The entries of `TABLE`."""
+    first, over = rows[0], [r["error"] / r["error_best_standard"] for r in rows]
     former = [r for r in rows if r["error_finite_difference"]]
-    known = f", {_ratio(former, 'error_finite_difference')} of the former learner" if former else ""
-    calls = [r["calls"] for r in rows]
-    return (
-        f"{_ratio(rows, 'error_best_standard')} of the best standard schedule (worst {worst:.2f}, "
-        f"{lost} of {len(rows)} lose){known}; {geometric_mean(calls):.0f} calls, at most "
-        f"{max(calls)}"
-    )
+    ratio = _ratio(former, "error_finite_difference").rounded(2) if former else "-"
+    yield from (first["model"], f"{first['cfg']:g}", LEARNED[first["learn"]], first["quality"])
+    yield from (str(len(rows)), _ratio(rows, "error_best_standard").rounded(2))
+    yield from (f"{max(over):.2f}", str(sum(ratio > 1 for ratio in over)))
+    yield str(sum(r["chosen"] != "learned" for r in rows))
+    yield ratio if len(former) in (0, len(rows)) else f"{ratio} ({len(former)})"
+    yield f"{geometric_mean([r['calls'] for r in rows]):,.0f}"
+    yield f"{max(r['calls'] for r in rows):,}"
+
+
+def _lost(rows: list[Row]) -> Iterator[str]:
+    """The trainings with more error than the best standard schedule."""
+    for r in rows:
+        ratio = r["error"] / r["error_best_standard"]
+        if ratio > 1:
+            named = " ".join(f"{r[key]}" for key in KEYS)
+            yield f"lost: {named}: {ratio:.2f}, {r['chosen']}"
 
 
 def _ratio(rows: Iterable[Row], against: str) -> Mean:
