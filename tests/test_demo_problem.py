@@ -16,6 +16,7 @@ from benchmarks.problems.live_model import LiveModel
 from benchmarks.suites import caches
 from demo import emoji
 from ld3.metrics import rmse
+from ld3.training.budget import calls_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_noises")
 FLOWS = [name for name in registry.DEMOS if "flow" in name]
@@ -88,7 +89,8 @@ def test_guidance_and_prompt_change_the_samples(model: str) -> None:
 
 
 @pytest.mark.slow
-def test_learning_reduces_the_error_of_a_flow() -> None:
+def test_learning_reduces_the_error_of_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "calls_of", lambda _, steps: calls_of("fast", steps))
     problem = registry.load("demo-flow")
 
     def errors(live: LiveModel) -> tuple[float, float]:
