@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -79,7 +80,7 @@ def sweep(title: str, cells: Sequence[Cell], workers: Sequence[Worker], results:
 
     def show(outcome: Outcome) -> None:
         labels = ", ".join(f"{name} {value}" for name, value in outcome.labels.items())
-        said = [f"{row['steps']} steps: ratio {_ratio(row['ratio'])}" for row in outcome.schedules]
+        said = [f"{row['steps']} steps: {_result(row)}" for row in outcome.schedules]
         what = outcome.error or "; ".join(said)
         print(f"{labels} ({outcome.worker}, {outcome.seconds:.0f} s): {what}", flush=True)
         nonlocal written
@@ -105,8 +106,10 @@ def sweep(title: str, cells: Sequence[Cell], workers: Sequence[Worker], results:
     return 0 if done == len(cells) else 1
 
 
-def _ratio(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}"
+def _result(row: dict[str, Any]) -> str:
+    if row["chosen"] == row["best_standard"]:
+        return f"{row['chosen']} is better and was returned"
+    return "ratio unknown" if row["ratio"] is None else f"ratio {row['ratio']:.2f}"
 
 
 def _workers(options: argparse.Namespace, output: Path) -> list[Worker]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ld3.schedule_text import as_line
+from ld3.training.report import Baseline, Report
 from scripts.sweeping.cells import Cell, cells_of
 from scripts.sweeping.grid import read_grid
 from scripts.sweeping.index import write_index
@@ -217,6 +218,18 @@ def test_an_error_of_the_sweep_itself_ends_it(
         Pool([Fake("a"), Fake("b")], results).run(cells)
     assert threading.active_count() == started
     assert statuses(results, cells) == {"waiting": 12}
+
+
+def test_a_row_is_of_what_the_file_contains(cells: list[Cell], results: Results) -> None:
+    """A standard schedule is returned where it wins: its error, not that of what was learned."""
+    made = schedule()
+    simple = Baseline([1.0], 4, comparable=True, test_error=0.02)
+    report = replace(Report.from_json({}), test_error=0.03, baselines={"simple": simple})
+    for chosen, error, ratio in (("learned", 0.03, 1.5), ("simple", 0.02, 1.0)):
+        info = replace(made.info, report=replace(report, chosen=chosen).as_json())
+        trained = Trained(as_line(replace(made, info=info)), (), "text", 0.1)
+        (row,) = results.keep(cells[0], trained, "a", 1).schedules
+        assert (row["chosen"], row["error"], row["ratio"]) == (chosen, error, ratio)
 
 
 def test_the_index_lists_every_cell_and_contains_all_it_shows(

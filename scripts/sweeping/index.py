@@ -60,7 +60,8 @@ def page(folder: Path, title: str, outcomes: Sequence[tuple[Cell, Outcome | None
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
         f"</title>\n<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
         f"<p>{done} of {len(outcomes)} trainings are done. Errors are those to the teacher on "
-        "noises of the test alone; the ratio is that to the best standard schedule's.</p>\n"
+        "noises of the test alone; the ratio is that to the best standard schedule's, 1 where that "
+        "has won and is what the file contains.</p>\n"
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody></table>\n"
         f"{''.join(sections)}</html>\n"
     )

@@ -124,21 +124,25 @@ class Results:
 
 
 def _row(schedule: Schedule) -> dict[str, Any]:
-    """Error, steps saved and calls of a schedule; errors are on its training's test noises."""
+    """Error, steps saved and calls of a schedule; errors are on its training's test noises.
+
+    The error is that of what the file contains, which is a standard schedule if that has won.
+    """
     info = schedule.info
     report = Report.from_json(info.report)
     best = report.best_baseline()
     error = report.baselines[best].test_error if best else None
-    learned = report.test_error
+    returned = report.baselines.get(report.chosen)
+    found = returned.test_error if returned else report.test_error
     return {
         "steps": info.steps,
         "sampler": info.sampler,
         "chosen": report.chosen,
-        "error": learned,
+        "error": found,
         "best_standard": best,
         "best_standard_error": error,
-        "ratio": learned / error if error and learned is not None else None,
-        "ratio_interval": report.gain,
+        "ratio": found / error if error and found is not None else None,
+        "ratio_interval": None if returned else report.gain,
         "steps_saved": [
             {"with": curve.name, "steps": steps, "or_more": more}
             for curve in report.compared
