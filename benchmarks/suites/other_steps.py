@@ -118,4 +118,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 f"{geometric_mean(standard):.2f} (worst {max(standard):.2f}) of the best standard "
                 f"schedule, {calls:.0f} calls"
             )
+    for steps in sorted({r["steps"] for r in rows}):
+        mine = [r for r in rows if r["steps"] == steps]
+        over = {
+            name: [r[name] / r["error_best_standard"] for r in mine]
+            for name in ("error", "error_alone")
+        }
+        listed = (
+            f"{geometric_mean(found):.2f} (worst {max(found):.2f})" for found in over.values()
+        )
+        lines.append(f"{steps} steps, of the best standard schedule: {', alone '.join(listed)}")
     return "\n".join(lines)
