@@ -69,9 +69,9 @@ def normal_tensors(*modules: torch.nn.Module) -> Iterator[None]:
     """Give modules stand-ins for all their tensors that autograd can save, then the originals.
 
     These are parameters, buffers and plain attributes. Tensors made under inference mode cannot be
-    saved for a backward pass. A stand-in is another
-    tensor on the same memory, so nothing is copied, and no weight requires a gradient. Moving a
-    module meanwhile is allowed: its originals follow. Tensors of other classes stay as they are.
+    saved for a backward pass. A stand-in is another tensor on the same memory, so nothing is
+    copied, and no weight requires a gradient. Moving a module meanwhile is allowed: its originals
+    follow. Tensors of other classes stay as they are.
     """
     exchanged: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
     try:
