@@ -80,10 +80,8 @@ def others_summary(schedule: Schedule) -> str:
     for other in schedule.others:
         report = Report.from_json(other.info.report)
         text = f"{other.info.steps} steps ({report.chosen})"
-        standard = _best_standard(report)
-        if report.test_error is not None and standard:
-            # what is returned: the standard schedule if that is closer
-            error = report.test_error if report.chosen == "learned" else standard[1]
+        standard, error = _best_standard(report), report.returned_error
+        if error is not None and standard:
             text += f" {error:.4g}, best standard {standard[1]:.4g}"
         found.append(text)
     return f"also {', '.join(found)}" if found else ""

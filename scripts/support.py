@@ -184,9 +184,8 @@ def row(name: str, model: Any, conds: tuple[Any, Any], latent: dict[str, Any]) -
         report = result.report
         best = report.best_baseline()
         error = report.baselines[best].test_error if best else None
-        found["ratio"] = report.test_error / error if report.test_error and error else None
-        if report.chosen != "learned":
-            found["ratio"] = 1.0  # the standard schedule is returned
+        returned = report.returned_error
+        found["ratio"] = returned / error if returned and error else None
         compared = differences if low is None else partial(differences_of_two, boundary=BOUNDARY)
         difference = compared(inputs, result.schedule)
         for column, value in zip(("sigmas", "sampler"), difference, strict=True):

@@ -126,30 +126,34 @@ def summary(rows: list[Row]) -> str:
         mine = [r for r in rows if (r["learn"], r["quality"], r["model"], r["cfg"]) == group]
         if mine:
             lines.append(f"| {' | '.join(_described(mine))} |")
-    return "\n".join([*lines, "", *_lost(rows), *_aims(rows)])
+    lines.append("")
+    for r in _lost(rows):
+        named = " ".join(f"{r[key]}" for key in KEYS)
+        lines.append(f"lost: {named}: {_over_standard(r):.2f}, {r['chosen']}")
+    return "\n".join([*lines, *_aims(rows)])
 
 
 def _described(rows: list[Row]) -> Iterator[str]:
     """The entries of `TABLE`."""
-    first, over = rows[0], [r["error"] / r["error_best_standard"] for r in rows]
+    first = rows[0]
     former = [r for r in rows if r["error_finite_difference"]]
     ratio = _ratio(former, "error_finite_difference").rounded(2) if former else "-"
     yield from (first["model"], f"{first['cfg']:g}", LEARNED[first["learn"]], first["quality"])
     yield from (str(len(rows)), _ratio(rows, "error_best_standard").rounded(2))
-    yield from (f"{max(over):.2f}", str(sum(ratio > 1 for ratio in over)))
+    yield from (f"{max(map(_over_standard, rows)):.2f}", str(len(_lost(rows))))
     yield str(sum(r["chosen"] != "learned" for r in rows))
     yield ratio if len(former) in (0, len(rows)) else f"{ratio} ({len(former)})"
     yield f"{geometric_mean([r['calls'] for r in rows]):,.0f}"
     yield f"{max(r['calls'] for r in rows):,}"
 
 
-def _lost(rows: list[Row]) -> Iterator[str]:
+def _over_standard(r: Row) -> float:
+    return r["error"] / r["error_best_standard"]
+
+
+def _lost(rows: list[Row]) -> list[Row]:
     """The trainings with more error than the best standard schedule."""
-    for r in rows:
-        ratio = r["error"] / r["error_best_standard"]
-        if ratio > 1:
-            named = " ".join(f"{r[key]}" for key in KEYS)
-            yield f"lost: {named}: {ratio:.2f}, {r['chosen']}"
+    return [r for r in rows if _over_standard(r) > 1]
 
 
 def _ratio(rows: Iterable[Row], against: str) -> Mean:
@@ -221,7 +225,7 @@ def _aims(rows: list[Row]) -> Iterator[str]:
     for aim in AIMS:
         yield from aim.judged(rows)
     fast = [r for r in rows if r["quality"] == "fast" and not _smooth(r)]
-    lost = sum(r["error"] > r["error_best_standard"] for r in fast)
+    lost = len(_lost(fast))
     if fast:
         yield (
             f"fast elsewhere: {lost} of {len(fast)} lose to the best standard schedule; aim: none: "

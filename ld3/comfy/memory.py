@@ -53,11 +53,11 @@ def activations(model: Any, shapes: Sequence[Sequence[int]], batch: int) -> int:
 
 
 def models_of(model_wrap: Any) -> list[Any]:
-    """Every model that a running guider's calls use, such as a ControlNet, its own first."""
+    """Every model that a running guider's calls use, such as a ControlNet; some twice."""
     models = [model_wrap.model_patcher, *getattr(model_wrap, "loaded_models", [])]
     # a guider may have another model (ComfyUI 0.30.0, Guider_DualModel)
     others = [value for value in vars(model_wrap).values() if hasattr(value, "patches_uuid")]
-    return list(dict.fromkeys([*models, *others]))
+    return [*models, *others]
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -132,6 +132,12 @@ class Report:
     training_calls: int = 0
     report_calls: int = 0
 
+    @property
+    def returned_error(self) -> float | None:
+        """The test error of what is returned: a standard schedule where that has won."""
+        returned = self.baselines.get(self.chosen)
+        return returned.test_error if returned else self.test_error
+
     def best_baseline(self) -> str | None:
         """The comparable baseline with the least error: on the test noises, else in the ranking."""
         tested = best_baseline(self.baselines, "test_error")

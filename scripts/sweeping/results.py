@@ -132,17 +132,16 @@ def _row(schedule: Schedule) -> dict[str, Any]:
     report = Report.from_json(info.report)
     best = report.best_baseline()
     error = report.baselines[best].test_error if best else None
-    returned = report.baselines.get(report.chosen)
-    found = returned.test_error if returned else report.test_error
+    returned = report.returned_error
     return {
         "steps": info.steps,
         "sampler": info.sampler,
         "chosen": report.chosen,
-        "error": found,
+        "error": returned,
         "best_standard": best,
         "best_standard_error": error,
-        "ratio": found / error if error and found is not None else None,
-        "ratio_interval": None if returned else report.gain,
+        "ratio": returned / error if error and returned is not None else None,
+        "ratio_interval": None if report.chosen in report.baselines else report.gain,
         "steps_saved": [
             {"with": curve.name, "steps": steps, "or_more": more}
             for curve in report.compared
