@@ -63,6 +63,11 @@ class SolverParameters:
         calls = sampler.table(levels.sigmas(levels.even(steps))).model_calls
         return SolverParameters(sampler, levels, sigma_max, steps, calls)
 
+    def in_steps(self, steps: int) -> SolverParameters:
+        """The same kinds of parameters in another number of steps."""
+        found = SolverParameters.of_steps(self.sampler, self.levels, self.sigma_max, steps)
+        return replace(found, decoupled=self.decoupled, order=self.order)
+
     @property
     def free_levels(self) -> int:
         """How many entries of theta are noise levels: N-1."""

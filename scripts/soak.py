@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import statistics
 import sys
 import time
@@ -277,4 +278,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # as Ctrl+C: the servers it started end with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

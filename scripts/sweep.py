@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -144,4 +145,6 @@ def _log_file(output: Path, i: int) -> Path:
 
 
 if __name__ == "__main__":
+    # as Ctrl+C: the servers it started end with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

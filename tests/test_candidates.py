@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld3.metrics import Distance
+from ld3.metrics import Distance, rmse
 from ld3.model import Model
 from ld3.parameters import LOG_SIGMA, check_sigmas
+from ld3.step_transfer import LearnedParameters, transferred
 from ld3.table import SolverTable, rollout
 from ld3.teacher import TeacherSamples, sample_teacher
 from ld3.tracing import TracedSampler
+from ld3.training import candidates
 from ld3.training.candidates import (
     DIFFERENT,
     RANKED_BASELINES,
     RANKED_SCHEDULES,
+    SEARCHED_STEPS,
     TYPICAL_CORRECTION,
     TYPICAL_OFFSETS,
     Competitors,
@@ -130,11 +133,12 @@ def test_a_large_latent_is_represented_by_a_sample_of_its_elements() -> None:
 
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=NAMES)
+@pytest.mark.parametrize("steps", [4, 7])
 def test_the_search_is_deterministic_by_seed_sorted_and_makes_no_model_call(
-    extras: dict[str, Any],
+    steps: int, extras: dict[str, Any]
 ) -> None:
     model, surrogate, _ = gmm_surrogate()
-    parameters, calls = few_parameters_of(model, EULER, 4, **extras), model.calls
+    parameters, calls = few_parameters_of(model, EULER, steps, **extras), model.calls
     rounds: list[int] = []
     found = surrogate_search(surrogate, parameters, 3, lambda: rounds.append(model.calls))
     again, other = (surrogate_search(surrogate, parameters, seed) for seed in (3, 4))
@@ -147,8 +151,9 @@ def test_the_search_is_deterministic_by_seed_sorted_and_makes_no_model_call(
     levels = parameters.levels
     for z in found:
         assert len(z) == parameters.size
-        check_sigmas(levels.sigmas(z[:3]))
-        torch.testing.assert_close(levels.separated(z[:3]), z[:3])
+        u = z[: parameters.free_levels]
+        check_sigmas(levels.sigmas(u))
+        torch.testing.assert_close(levels.separated(u), u)
 
 
 @pytest.mark.parametrize("steps", [2, 5])
@@ -190,6 +195,29 @@ def test_the_search_beats_every_standard_schedule_on_the_surrogate_and_on_the_mo
     for on_surrogate_or_model in (0, 1):
         best = min(s[on_surrogate_or_model] for s in starts)
         assert best < min(s[on_surrogate_or_model] for s in standard)
+
+
+def test_many_steps_are_searched_as_a_few_and_stretched_which_ends_nearer_to_the_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, surrogate, teacher = gmm_surrogate()
+    few, many = (few_parameters_of(model, DPMPP_2M, n) for n in (SEARCHED_STEPS, 10))
+    noise = torch.randn(64, 16, generator=torch.Generator().manual_seed(9))
+    target = rollout(teacher, model, [80 * noise])[0]
+
+    def error(found: list[Tensor]) -> float:
+        """Of the best that are ranked."""
+        tables = [many.discretization(z).table for z in found[:RANKED_SCHEDULES]]
+        return min(float(rmse(rollout(t, model, [80 * noise])[0] - target).mean()) for t in tables)
+
+    stretched = []
+    for z in surrogate_search(surrogate, few, 0):
+        known = [LearnedParameters(few.all, few.expanded(z))]
+        stretched.append(many.summarized(transferred(known, many.all)))
+    found = surrogate_search(surrogate, many, 0)
+    assert {tuple(z.tolist()) for z in found} == {tuple(z.tolist()) for z in stretched}
+    monkeypatch.setattr(candidates, "SEARCHED_STEPS", 10)
+    assert error(found) < 0.8 * error(surrogate_search(surrogate, many, 0))
 
 
 def test_searched_with_the_levels_extras_reduce_the_error_on_the_surrogate() -> None:

@@ -12,9 +12,11 @@ import torch
 from ld3.metrics import rmse
 from ld3.model import Model
 from ld3.table import Discretization
+from ld3.training import final_test, other_steps
+from ld3.training import train as train_module
 from ld3.training.other_steps import INTERPOLATED
 from ld3.training.planning import planned_calls, within_budget
-from ld3.training.report import Learned, Progress
+from ld3.training.report import Learned, Progress, Report
 from ld3.training.settings import TrainingSettings
 from ld3.training.train import train
 
@@ -121,6 +123,28 @@ def test_steps_alone_and_samplers_of_several_calls_are_learned_too(sampler: str)
     learned = trained(problem("flow"), (5,), sampler)[0]
     other = learned.others[5]
     assert other.solver.steps == 5 and not other.solver.extras and not other.report.steps_sigmas
+
+
+def test_between_numbers_that_return_a_standard_schedule_nothing_learned_is_interpolated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def standard_wins(*given: Any) -> Report:
+        return replace(final_test.measured_report(*given), chosen="simple")
+
+    for module in (train_module, other_steps):
+        monkeypatch.setattr(module, "measured_report", standard_wins)
+    given = problem("flow")
+    settings = replace(SMALL, steps=4, also_steps=(6,), **FULL)
+    task = training_task(given, settings)
+    task = replace(task, schedules=partial(standard_schedules, given.sampling))
+    others = train(task, settings, *noises(given, settings)).others
+    assert [other.report.chosen for other in others.values()] == [INTERPOLATED, "simple"]
+    between = others[5].solver
+    torch.testing.assert_close(between.table.eval_sigmas, between.table.state_sigmas)
+    plain = task.sampler.table(between.sigmas)
+    torch.testing.assert_close(between.table.weights, plain.weights)
+    known = standard_schedules(given.sampling, 5)["simple"]
+    assert bool(((between.sigmas - known)[1:-1].abs() < 0.05).all())
 
 
 def test_a_number_that_the_teacher_does_not_exceed_is_refused() -> None:

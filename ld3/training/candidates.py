@@ -7,7 +7,9 @@ the denoiser of data with variance sd^2, in states a x0 + s noise, is about
 
 exact on the trajectory, and off it with the slope for a Gaussian of the data's variance. Running a
 student with this surrogate is arithmetic only, so hundreds of schedules can be tried. A random
-population, refined member by member, keeps the several basins of a student's error.
+population, refined member by member, keeps the several basins of a student's error. Hundreds are
+too few for more than `SEARCHED_STEPS` steps, since each step adds a dimension: there the search is
+for that number, and what it finds is stretched (`ld3.step_transfer`).
 
 Extras are searched with the noise levels, by the few numbers of `FewParameters`: descents that
 begin with typical extras need a fraction of the iterations.
@@ -28,12 +30,14 @@ from torch import Tensor
 from ..few_parameters import FewParameters
 from ..metrics import rmse
 from ..parameters import Coordinate
+from ..step_transfer import LearnedParameters, transferred
 from ..table import Discretization, SolverTable, rollout
 from ..teacher import TeacherSamples
 from ..trajectories import TeacherTrajectories
 from .report import Baseline, ProgressReporter, finite
 from .validation import Objective, mean_score
 
+SEARCHED_STEPS = 4  # at most; see docs/benchmarks.md, "Cost"
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
 TRAJECTORIES = 8  # teacher rollouts of the surrogate
 RANKED_BASELINES = 4  # standard schedules, the best on the surrogate, that the real model ranks
@@ -117,11 +121,19 @@ def surrogate_search(
     seed: int,
     before_round: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
-    """Parameters z with small surrogate error, best first: up to 12.
+    """Parameters z with small surrogate error, best first: 12.
 
     Args:
         before_round: called before every round of the search, where a caller may interrupt.
     """
+    if parameters.steps > SEARCHED_STEPS:
+        fewer = FewParameters(parameters.all.in_steps(SEARCHED_STEPS))
+        known = [
+            LearnedParameters(fewer.all, fewer.expanded(z))
+            for z in surrogate_search(surrogate, fewer, seed, before_round)
+        ]
+        found = [parameters.summarized(transferred([one], parameters.all)) for one in known]
+        return sorted(found, key=lambda z: surrogate.error(parameters.discretization(z).table))
     generator = torch.Generator().manual_seed(seed)
     levels, free, size = parameters.levels, parameters.free_levels, parameters.size
     upper, lower = levels.bounds()

@@ -57,16 +57,24 @@ class _Family:
     """Solvers of one sampler in several numbers of steps.
 
     Attributes:
-        parameters, plain: what was learned, and the noise levels for the plain sampler.
+        parameters: what was learned, whether or not a standard schedule was better.
+        returned, plain: the solvers returned, and the noise levels for the plain sampler.
         learned: by number of steps.
     """
 
     parameters: list[LearnedParameters] = field(default_factory=list)
+    returned: list[LearnedParameters] = field(default_factory=list)
     plain: list[LearnedParameters] = field(default_factory=list)
     learned: dict[int, Learned] = field(default_factory=dict)
 
     def add(self, parameters: LearnedParameters, learned: Learned) -> None:
         """Add a member."""
+        kind, solver = parameters.parameters, learned.solver
+        returned = parameters
+        if learned.report.chosen != "learned" and solver.steps == kind.steps:
+            theta = kind.extended(kind.levels.from_sigmas(solver.sigmas))
+            returned = LearnedParameters(kind, theta)
+        self.returned.append(returned)
         levels = without_extras(FewParameters(parameters.parameters)).all
         sigmas = learned.report.steps_sigmas or learned.solver.sigmas.tolist()
         u = levels.levels.from_sigmas(torch.tensor(sigmas))
@@ -278,9 +286,9 @@ class _Number:
 
 def _interpolated(like: SolverParameters, family: _Family, steps: int) -> Learned:
     """The solver between two learned ones, which is not tested."""
-    parameters = _in_steps(like, steps)
-    solver = parameters.discretization(transferred(family.parameters, parameters))
-    alone = _in_steps(family.plain[0].parameters, steps)
+    parameters = like.in_steps(steps)
+    solver = parameters.discretization(transferred(family.returned, parameters))
+    alone = family.plain[0].parameters.in_steps(steps)
     plain = alone.discretization(transferred(family.plain, alone)).sigmas
     report = Report(
         chosen=INTERPOLATED,
@@ -290,9 +298,3 @@ def _interpolated(like: SolverParameters, family: _Family, steps: int) -> Learne
         steps_sigmas=plain.tolist() if solver.extras else [],
     )
     return Learned(solver, report)
-
-
-def _in_steps(like: SolverParameters, steps: int) -> SolverParameters:
-    """The same parameters in another number of steps."""
-    found = SolverParameters.of_steps(like.sampler, like.levels, like.sigma_max, steps)
-    return replace(found, decoupled=like.decoupled, order=like.order)
