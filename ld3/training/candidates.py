@@ -7,9 +7,9 @@ the denoiser of data with variance sd^2, in states a x0 + s noise, is about
 
 exact on the trajectory, and off it with the slope for a Gaussian of the data's variance. Running a
 student with this surrogate is arithmetic only, so hundreds of schedules can be tried. A random
-population, refined member by member, keeps the several basins of a student's error. Hundreds are
-too few for more than `SEARCHED_STEPS` steps, since each step adds a dimension: there the search is
-for that number, and what it finds is stretched (`ld3.step_transfer`).
+population, refined member by member, keeps the several basins of a student's error. Each step adds
+a dimension, for which hundreds are soon too few: for more than `SEARCHED_STEPS` steps, schedules of
+`SEARCHED_STEPS` steps are searched, and those found are stretched (`ld3.step_transfer`).
 
 Extras are searched with the noise levels, by the few numbers of `FewParameters`: descents that
 begin with typical extras need a fraction of the iterations.
@@ -37,7 +37,7 @@ from ..trajectories import TeacherTrajectories
 from .report import Baseline, ProgressReporter, finite
 from .validation import Objective, mean_score
 
-SEARCHED_STEPS = 4  # at most; see docs/benchmarks.md, "Cost"
+SEARCHED_STEPS = 4  # the most that are searched directly; see docs/benchmarks.md, "Cost"
 POPULATION, SURVIVORS, ROUNDS, CHILDREN = 200, 12, 6, 4
 TRAJECTORIES = 8  # teacher rollouts of the surrogate
 RANKED_BASELINES = 4  # standard schedules, the best on the surrogate, that the real model ranks
@@ -122,6 +122,8 @@ def surrogate_search(
     before_round: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Parameters z with small surrogate error, best first: 12.
+
+    For more than `SEARCHED_STEPS` steps they are stretched from that number.
 
     Args:
         before_round: called before every round of the search, where a caller may interrupt.

@@ -58,7 +58,8 @@ class _Family:
 
     Attributes:
         parameters: what was learned, whether or not a standard schedule was better.
-        returned, plain: the solvers returned, and the noise levels for the plain sampler.
+        returned, plain: the solvers returned, and the noise levels for the plain sampler; what was
+            learned where a standard schedule that was returned has another number of steps.
         learned: by number of steps.
     """
 
@@ -70,13 +71,14 @@ class _Family:
     def add(self, parameters: LearnedParameters, learned: Learned) -> None:
         """Add a member."""
         kind, solver = parameters.parameters, learned.solver
-        returned = parameters
-        if learned.report.chosen != "learned" and solver.steps == kind.steps:
+        returned, same = parameters, solver.steps == kind.steps
+        if learned.report.chosen != "learned" and same:
             theta = kind.extended(kind.levels.from_sigmas(solver.sigmas))
             returned = LearnedParameters(kind, theta)
         self.returned.append(returned)
         levels = without_extras(FewParameters(parameters.parameters)).all
-        sigmas = learned.report.steps_sigmas or learned.solver.sigmas.tolist()
+        sigmas = solver.sigmas.tolist() if same else learned.report.sigmas
+        sigmas = learned.report.steps_sigmas or sigmas
         u = levels.levels.from_sigmas(torch.tensor(sigmas))
         self.parameters.append(parameters)
         self.plain.append(LearnedParameters(levels, u))
