@@ -94,11 +94,16 @@ class TrajectorySurrogate:
     Args:
         teacher: the rollouts.
         target: the same few elements of the teacher's samples, (n, few).
+
+    Attributes:
+        found: what `surrogate_search` found on it, by what was searched and seed; further numbers
+            of steps are stretched from the same.
     """
 
     def __init__(self, teacher: TeacherTrajectories, target: Tensor) -> None:
         self._teacher, self.target = teacher, target
         self._variance = float(target.var())
+        self.found: dict[tuple[FewParameters, int], list[Tensor]] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor, guidance: bool = False, low: bool = False) -> Any:
         """See `Model`; both of two models are described by the teacher's rollouts."""
@@ -128,14 +133,26 @@ def surrogate_search(
     Args:
         before_round: called before every round of the search, where a caller may interrupt.
     """
+    searched = parameters
     if parameters.steps > SEARCHED_STEPS:
-        fewer = FewParameters(parameters.all.in_steps(SEARCHED_STEPS))
-        known = [
-            LearnedParameters(fewer.all, fewer.expanded(z))
-            for z in surrogate_search(surrogate, fewer, seed, before_round)
-        ]
-        found = [parameters.summarized(transferred([one], parameters.all)) for one in known]
-        return sorted(found, key=lambda z: surrogate.error(parameters.discretization(z).table))
+        searched = FewParameters(parameters.all.in_steps(SEARCHED_STEPS))
+    if (searched, seed) not in surrogate.found:
+        surrogate.found[searched, seed] = _search(surrogate, searched, seed, before_round)
+    found = surrogate.found[searched, seed]
+    if searched is parameters:
+        return found
+    known = [LearnedParameters(searched.all, searched.expanded(z)) for z in found]
+    stretched = [parameters.summarized(transferred([one], parameters.all)) for one in known]
+    return sorted(stretched, key=lambda z: surrogate.error(parameters.discretization(z).table))
+
+
+def _search(
+    surrogate: TrajectorySurrogate,
+    parameters: FewParameters,
+    seed: int,
+    before_round: Callable[[], None],
+) -> list[Tensor]:
+    """`surrogate_search` in the parameters' own number of steps."""
     generator = torch.Generator().manual_seed(seed)
     levels, free, size = parameters.levels, parameters.free_levels, parameters.size
     upper, lower = levels.bounds()
