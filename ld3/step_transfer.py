@@ -7,7 +7,8 @@ spread like quantiles of one distribution over u, close to a logistic one: with 
 
 where U is nearly straight and moves slowly with N. So a schedule is read off another one along the
 straight lines between its levels, and beyond the outer ones along the last line: more steps reach
-further up and down. Between a smaller and a larger N, it is read off both, linearly in 1/N.
+further up and down. Of several it is read off the nearest in 1/N alone, since two can be solvers of
+different kinds, between which nothing good lies.
 
 Extras of the calls are read off at the same share of the way from the first to the last call; the
 offsets of the first and of the last call, unlike those between them, stay with these.
@@ -35,16 +36,8 @@ class LearnedParameters:
 
 def transferred(known: list[LearnedParameters], target: SolverParameters) -> Tensor:
     """theta of `target`, from what was learned in other numbers of steps for the same sampler."""
-    smaller = [k for k in known if k.parameters.steps <= target.steps]
-    larger = [k for k in known if k.parameters.steps >= target.steps]
-    nearest = [max(smaller, key=_steps)] if smaller else []
-    nearest += [min(larger, key=_steps)] if larger else []
-    thetas = [_stretched(one, target) for one in nearest]
-    theta = thetas[0]
-    if len(nearest) == 2 and _steps(nearest[0]) != _steps(nearest[1]):
-        low, high = (1 / _steps(one) for one in nearest)
-        share = (1 / target.steps - low) / (high - low)
-        theta = torch.lerp(thetas[0], thetas[1], share)
+    nearest = min(known, key=lambda one: abs(1 / one.parameters.steps - 1 / target.steps))
+    theta = _stretched(nearest, target)
     free = target.free_levels
     theta[:free] = target.levels.separated(theta[:free])
     return target.stepped(theta, torch.zeros_like(theta))
@@ -80,10 +73,6 @@ def stretched_sigmas(
     if not bool((found.diff() < 0).all()):
         raise ValueError(f"{steps} steps are too many for a schedule of {len(sigmas) - 1}")
     return found
-
-
-def _steps(one: LearnedParameters) -> int:
-    return one.parameters.steps
 
 
 def _stretched(one: LearnedParameters, target: SolverParameters) -> Tensor:

@@ -70,19 +70,16 @@ def test_logistic_levels_and_even_extras_stay_what_they_are_in_all_numbers_of_st
     assert torch.allclose(found, expected, atol=1e-9)
 
 
-def test_between_two_numbers_the_inverse_number_of_steps_decides() -> None:
-    numbers = {4: 0.4, 6: 0.4 + 1 / 4 - 1 / 6, 12: 0.4 + 1 / 4 - 1 / 12}  # linear in 1/N
-    known = []
-    for steps in (4, 12):
-        parameters = solver(steps)
-        u, extras = logistic(steps, numbers[steps], 0.6), [numbers[steps]] * 4
-        known.append(LearnedParameters(parameters, theta_of(parameters, u, *extras)))
-    target = solver(6)
-    expected = theta_of(target, logistic(6, numbers[6], 0.6), *[numbers[6]] * 4)
-    assert torch.allclose(transferred(known, target), expected, atol=1e-12)
-    # further away than its neighbours, nothing is asked
-    far = LearnedParameters(solver(3), theta_of(solver(3), logistic(3, 3.0, 0.1), *EXTRAS))
-    assert torch.allclose(transferred([*known, far], target), expected, atol=1e-12)
+@pytest.mark.parametrize(("steps", "nearest"), [(5, 6), (7, 6), (8, 12), (3, 4), (20, 12)])
+def test_of_several_numbers_the_nearest_inverse_alone_decides(steps: int, nearest: int) -> None:
+    known = {}
+    for i, number in enumerate((4, 6, 12)):
+        parameters = solver(number)
+        extras = [0.1 * i, 0.2 * i, 0.3 * i, 0.1 * i]
+        theta = theta_of(parameters, logistic(number, 0.3 * i, 0.6), *extras)
+        known[number] = LearnedParameters(parameters, theta)
+    found = transferred(list(known.values()), solver(steps))
+    assert torch.equal(found, transferred([known[nearest]], solver(steps)))
 
 
 def test_where_steps_make_several_calls_ends_and_the_mean_correction_are_kept() -> None:

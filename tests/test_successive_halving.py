@@ -41,9 +41,11 @@ def considered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Discretization, Te
     seen: list[tuple[Discretization, Tensor]] = []
     consider = Validation.consider
 
-    def recorded(self: Validation, name: str, student: Discretization, theta: Tensor) -> float:
+    def recorded(
+        self: Validation, name: str, student: Discretization, theta: Tensor, descended: bool
+    ) -> float:
         seen.append((student, theta))
-        return consider(self, name, student, theta)
+        return consider(self, name, student, theta, descended)
 
     monkeypatch.setattr(Validation, "consider", recorded)
     return seen

@@ -31,12 +31,16 @@ def measured_report(
     test: TeacherSamples,
     report: Report,
     progress: ProgressReporter,
+    validated: tuple[float, int],
 ) -> Report:
     """The report with the result and the best standard schedule on the test noises.
 
-    None of both was chosen on these noises. The standard schedule is returned if it wins there: a
-    minimum over many validations is optimistic. What was learned is also compared with others in
+    None of both was chosen on these noises. The standard schedule is returned if it wins there, and
+    on the validation noises and these together. What was learned is also compared with others in
     more steps.
+
+    Args:
+        validated: the mean score of what was learned on the validation noises, and their number.
     """
     progress.stage("measuring the learned schedule")
     learned = _Test.of(objective, solver, test)
@@ -63,10 +67,12 @@ def measured_report(
         }
         report = replace(report, stream_errors=by_stream)
     if name is not None:
-        standard = tests[name]
+        standard, ranked = tests[name], report.baselines[name].ranking_error
+        error, noises = validated
+        behind = 0.0 if ranked is None else noises * (ranked - error)
         report = replace(
             report,
-            chosen=name if _wins(standard.scores, learned.scores) else "learned",
+            chosen=name if _wins(standard.scores, learned.scores, behind) else "learned",
             gain=bootstrap_interval(learned.scores, standard.scores),
         )
         if problem.standard:
@@ -112,15 +118,19 @@ def _baseline_tests(
     return tests
 
 
-def _wins(standard: Tensor, learned: Tensor) -> bool:
-    """Whether a standard schedule is better by its scores (n,): on average, and on half the noises.
+def _wins(standard: Tensor, learned: Tensor, behind: float) -> bool:
+    """Whether a standard schedule is better by its scores (n,) on the test noises.
 
-    A mean over few noises can be that of one which falls into another mode.
+    On average, on half of them, and on average of these and the validation noises: a mean over few
+    noises can be that of one which falls into another mode.
+
+    Args:
+        behind: by how much the sum of its scores on the validation noises is larger.
     """
     if not math.isfinite(float(learned.mean())):
         return True
     often = float((standard <= learned).float().mean()) >= 0.5
-    return often and float(standard.mean()) <= float(learned.mean())
+    return often and float((standard - learned).sum()) <= min(0.0, -behind)
 
 
 def _with_steps_alone(

@@ -27,7 +27,7 @@ from .report import Learned, ProgressReporter, Report, ValidationEntry, finite
 from .settings import TrainingSettings
 from .steps_alone import without_extras
 from .successive_halving import descent_settings
-from .validation import Objective
+from .validation import DESCENDED_MAY_LOSE, Objective
 
 STANDARDS = 2  # standard schedules that the model ranks
 SAMPLINGS = STANDARDS + 3 + 2  # per noise: a stretched, a searched, a descended student; two tests
@@ -202,7 +202,8 @@ class _Number:
         if self.plan.iterations:
             descended = self._descended(best, validating)
             history.append(self._entry(descended, before))
-            best = min(best, descended, key=lambda start: start.error)
+            if descended.error < DESCENDED_MAY_LOSE * best.error:
+                best = descended
         parameters = competitors.parameters.all
         solver = parameters.discretization(best.theta)
         report = Report(
@@ -214,7 +215,7 @@ class _Number:
             history=history,
             training_calls=progress.calls - before,
         )
-        learned = self._tested(solver, report)
+        learned = self._tested(solver, report, best.error)
         return LearnedParameters(parameters, best.theta), learned
 
     def _starts(self, known: list[LearnedParameters], validating: TeacherSamples) -> list[Start]:
@@ -258,14 +259,21 @@ class _Number:
         solver = self.competitors.parameters.all.discretization(theta)
         return Start(name, theta, self.prepared.objective.error(solver, validating))
 
-    def _tested(self, solver: Discretization, report: Report) -> Learned:
-        """What was learned, or the best standard schedule if that wins on the test noises."""
+    def _tested(self, solver: Discretization, report: Report, error: float) -> Learned:
+        """What was learned, or the best standard schedule if that wins on the test noises.
+
+        Args:
+            error: of what was learned, on the validation noises.
+        """
         prepared, progress = self.prepared, self.prepared.progress
         before = progress.calls
         test = prepared.test[: self.plan.noises]
         sigmas = {name: s.sigmas for name, s in self.competitors.baselines.items()}
         problem = replace(prepared.problem, baselines=sigmas, own=None, standard=None, always=())
-        report = measured_report(prepared.objective, problem, solver, test, report, progress)
+        validated = error, self.plan.noises
+        report = measured_report(
+            prepared.objective, problem, solver, test, report, progress, validated
+        )
         standard = report.best_baseline()
         if report.chosen != "learned":
             solver = self.competitors.baselines[report.chosen]

@@ -94,7 +94,7 @@ def _consider(name: str, descent: GaussNewton, validation: Validation) -> float:
     parameters, theta = descent.parameters, descent.theta
     if isinstance(parameters, FewParameters):
         parameters, theta = parameters.all, parameters.expanded(theta)
-    return validation.consider(name, parameters.discretization(theta), theta)
+    return validation.consider(name, parameters.discretization(theta), theta, descended=True)
 
 
 def _best(descents: Descents, count: int, validation: Validation) -> Descents:

@@ -121,7 +121,8 @@ def train(
         training_calls=training_calls,
     )
     test = sets.teach("test")
-    report = measured_report(objective, problem, solver, test, report, progress)
+    validated = validation.best.error, len(validating)
+    report = measured_report(objective, problem, solver, test, report, progress, validated)
     if report.chosen != "learned":
         solver = competitors.baselines[report.chosen]
     report_calls = progress.calls - teacher_calls - training_calls

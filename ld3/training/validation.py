@@ -16,6 +16,11 @@ from ..table import Discretization
 from ..teacher import TeacherSamples
 from .report import ProgressReporter, ValidationEntry, finite
 
+DESCENDED_MAY_LOSE = 1.5
+"""How many times the least error a student that descended may have on the validation noises: a
+start, the best of several on these few, looks better there than it is (docs/benchmarks.md, "Cost").
+"""
+
 OnPair = Callable[[Tensor, Tensor], None]
 """Receives a teacher's and a student's sample of one noise, each (1, *latent)."""
 
@@ -119,20 +124,25 @@ class Validation:
     ) -> None:
         self.objective, self.samples, self.progress = objective, samples, progress
         self.history: list[ValidationEntry] = []
+        self._least = math.inf
         self._record(name, first.error)
         # whatever its error: if it is infinite on these noises, others may do better
         self.accept(first)
 
-    def consider(self, name: str, student: Discretization, theta: Tensor) -> float:
+    def consider(
+        self, name: str, student: Discretization, theta: Tensor, descended: bool = False
+    ) -> float:
         """Validate a student and accept it if it is better than the best; returns its error.
 
         Args:
             name: of the start of its descent, or of what was added to the best.
+            descended: whether it was learned from other noises than these, which the starts were
+                chosen on: accepted unless its error is `DESCENDED_MAY_LOSE` times the least.
         """
         pair = list[tuple[Tensor, Tensor]]()
         error = self.objective.error(student, self.samples, lambda *both: pair.append(both))
         self._record(name, error)
-        if error < self.best.error:
+        if error < (DESCENDED_MAY_LOSE * self._least if descended else self.best.error):
             self.progress.pair = pair[0] if pair else None
             self.accept(ValidatedStudent(student, theta, error))
         return error
@@ -140,6 +150,7 @@ class Validation:
     def accept(self, student: ValidatedStudent) -> None:
         """Make a student the best."""
         self.best = student
+        self._least = min(self._least, student.error)
         self.progress.best = student.student
         self.progress.know(sigmas=student.student.sigmas.tolist())
 
