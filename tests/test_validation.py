@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -23,20 +25,23 @@ STUDENTS = [
 THETA = torch.zeros(1)
 
 
+@dataclass(frozen=True)
 class Known(Objective):
     """An objective whose errors are given, in the students' order."""
 
+    known: tuple[float, ...] = ()
+
     def error(self, student: Discretization, *_: object) -> float:
-        return self.errors[next(i for i, s in enumerate(STUDENTS) if s is student)]
+        return self.known[next(i for i, s in enumerate(STUDENTS) if s is student)]
 
 
 def validation(*errors: float) -> Validation:
     """With the first of the students, and the errors of all."""
-    objective = Known(GIVEN.model, Distance())
-    object.__setattr__(objective, "errors", errors)
+    objective = Known(GIVEN.model, Distance(), known=errors)
     progress = ProgressReporter(GIVEN.model, 1, lambda _: None)
     first = ValidatedStudent(STUDENTS[0], THETA, errors[0])
-    return Validation(objective, None, progress, "start", first)
+    no_samples: Any = None
+    return Validation(objective, no_samples, progress, "start", first)
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.9, 1), (1.2, 1), (1.01 * DESCENDED_MAY_LOSE, 0)])
