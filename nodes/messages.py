@@ -93,7 +93,9 @@ def schedule_summary(info: ScheduleInfo) -> str:
     made_for = f"for {model_words(info)}, cfg {info.cfg:g}"
     if info.denoise < 1:
         made_for += f", denoise {info.denoise:g}"
-    between = ", interpolated between learned numbers" if info.method == INTERPOLATED else ""
+    between = (
+        ", interpolated from the nearest learned number" if info.method == INTERPOLATED else ""
+    )
     two = f", the first {info.high_steps} with the high-noise model" if info.boundary else ""
     what, found = f"{info.steps} steps{between} of {info.sampler}{with_extras}, {made_for}{two}", ""
     if info.method not in ("d-ode", INTERPOLATED):

@@ -13,7 +13,7 @@ from ld3.metrics import Distance
 from ld3.table import Discretization
 from ld3.training.final_test import _wins
 from ld3.training.report import ProgressReporter
-from ld3.training.validation import DESCENDED_MAY_LOSE, Objective, ValidatedStudent, Validation
+from ld3.training.validation import Objective, ValidatedStudent, Validation, may_lose
 
 from .exact_problems import problem, sampler_of, standard_schedules
 
@@ -35,20 +35,30 @@ class Known(Objective):
         return self.known[next(i for i, s in enumerate(STUDENTS) if s is student)]
 
 
-def validation(*errors: float) -> Validation:
+def validation(*errors: float, noises: int = 8) -> Validation:
     """With the first of the students, and the errors of all."""
     objective = Known(GIVEN.model, Distance(), known=errors)
     progress = ProgressReporter(GIVEN.model, 1, lambda _: None)
     first = ValidatedStudent(STUDENTS[0], THETA, errors[0])
-    no_samples: Any = None
-    return Validation(objective, no_samples, progress, "start", first)
+    samples: Any = range(noises)  # only counted
+    return Validation(objective, samples, progress, "start", first)
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.9, 1), (1.2, 1), (1.01 * DESCENDED_MAY_LOSE, 0)])
-def test_a_start_chosen_on_these_noises_stays_only_if_much_better(share: float, kept: int) -> None:
-    judged = validation(1.0, share)
+@pytest.mark.parametrize(
+    ("share", "noises", "kept"),
+    [(0.9, 4, 1), (1.45, 4, 1), (1.51, 4, 0), (1.2, 32, 1), (1.3, 32, 0)],
+)
+def test_a_start_chosen_on_these_noises_stays_only_if_much_better(
+    share: float, noises: int, kept: int
+) -> None:
+    judged = validation(1.0, share, noises=noises)
     judged.consider("descended", STUDENTS[1], THETA, descended=True)
     assert judged.best.student is STUDENTS[kept]
+
+
+def test_the_more_noises_the_less_a_descent_may_lose() -> None:
+    allowed = [may_lose(noises) for noises in (4, 8, 32, 128, 10**9)]
+    assert allowed == pytest.approx([1.5, 1.5, 1.25, 1.125, 1.0], abs=1e-4)
 
 
 def test_small_losses_do_not_add_up() -> None:

@@ -27,7 +27,7 @@ from .report import Learned, ProgressReporter, Report, ValidationEntry, finite
 from .settings import TrainingSettings
 from .steps_alone import without_extras
 from .successive_halving import descent_settings
-from .validation import DESCENDED_MAY_LOSE, Objective
+from .validation import Objective, may_lose
 
 STANDARDS = 2  # standard schedules that the model ranks
 SAMPLINGS = STANDARDS + 3 + 2  # per noise: a stretched, a searched, a descended student; two tests
@@ -202,7 +202,7 @@ class _Number:
         if self.plan.iterations:
             descended = self._descended(best, validating)
             history.append(self._entry(descended, before))
-            if descended.error < DESCENDED_MAY_LOSE * best.error:
+            if descended.error < may_lose(len(validating)) * best.error:
                 best = descended
         parameters = competitors.parameters.all
         solver = parameters.discretization(best.theta)

@@ -16,11 +16,6 @@ from ..table import Discretization
 from ..teacher import TeacherSamples
 from .report import ProgressReporter, ValidationEntry, finite
 
-DESCENDED_MAY_LOSE = 1.5
-"""How many times the least error a student that descended may have on the validation noises: a
-start, the best of several on these few, looks better there than it is (docs/benchmarks.md, "Cost").
-"""
-
 OnPair = Callable[[Tensor, Tensor], None]
 """Receives a teacher's and a student's sample of one noise, each (1, *latent)."""
 
@@ -96,6 +91,15 @@ def errors(
     return model.answer([measure.name, *student.identity, *samples.identity], measured)[0]
 
 
+def may_lose(noises: int) -> float:
+    """How many times the least error on that many noises a student that descended may have.
+
+    A start, the best of several on these noises, looks better there than it is, the more so the
+    fewer they are. Measured: docs/benchmarks.md, "Cost".
+    """
+    return 1 + 0.5 * min(1.0, math.sqrt(8 / noises))
+
+
 @dataclass(frozen=True)
 class ValidatedStudent:
     """A student and its error on the validation noises."""
@@ -137,12 +141,12 @@ class Validation:
         Args:
             name: of the start of its descent, or of what was added to the best.
             descended: whether it was learned from other noises than these, which the starts were
-                chosen on: accepted unless its error is `DESCENDED_MAY_LOSE` times the least.
+                chosen on: accepted unless its error is `may_lose` times the least.
         """
         pair = list[tuple[Tensor, Tensor]]()
         error = self.objective.error(student, self.samples, lambda *both: pair.append(both))
         self._record(name, error)
-        if error < (DESCENDED_MAY_LOSE * self._least if descended else self.best.error):
+        if error < (may_lose(len(self.samples)) * self._least if descended else self.best.error):
             self.progress.pair = pair[0] if pair else None
             self.accept(ValidatedStudent(student, theta, error))
         return error
