@@ -1,10 +1,11 @@
 """What a learned schedule costs, in model calls of all kinds, and what it gains.
 
 Every row is one training with a quality of LD3 Train Schedule: the teacher's calls, the search's
-and the report's together, with the steps saved and, except for fast, the node's test of its
-teacher. Beside its error stand, on the same noises, those of the best standard schedule and of the
-former learner (commit 0f2ccb1): of its default with 12 iterations and 9,000 to 21,000 calls where
-suite `finite_difference` measured that, else with 10 iterations (results/former/learning.json).
+and the report's together and, except for fast, those of the steps saved and of the node's test of
+its teacher. Beside its error stand, on the same noises, those of the best standard schedule and of
+the former learner (commit 0f2ccb1): of its default with 12 iterations and 9,000 to 21,000 calls
+where suite `finite_difference` measured that, else with 10 iterations
+(results/former/learning.json).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure what was learned on noises that nothing was chosen on; return what is better there."""
+"""Measure what was learned and the best standard schedule, on noises neither was chosen on."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class TrainingSettings:
         dode: fit D-ODE's lambdas to the steps.
         training_noises, validation_noises, test_noises: sizes of the sets. The first set is learned
             from, the second chooses among what was learned, on the third it competes with the best
-            standard schedule, and the better one is returned.
+            standard schedule.
         descents: how many starts a descent by Gauss-Newton begins with. (By gradient: with one.)
         iterations: of the best of them, see `rounds`.
         also_steps: further numbers of steps to learn, each for about `also_calls` model calls (for

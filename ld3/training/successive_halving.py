@@ -5,7 +5,7 @@ end anywhere within a factor of two. So several descend for a few iterations, an
 continue. Decoupled times are learned together with the steps from the first iteration on: a basin
 that is good for steps alone need not be good for both. Extras have few numbers (`FewParameters`),
 which few noises suffice for, until the last iterations learn them one by one: smooth networks gain
-from that, and for others the validation noises keep what was better.
+from that, and for others the validation noises keep what was clearly better.
 """
 
 from __future__ import annotations
