@@ -24,24 +24,29 @@ ALIKE = 1e-4  # relative difference of samples that is rounding
 SPREAD_ELEMENTS = 4096  # per sample, by which spreads are compared
 
 
+class Chosen(NamedTuple):
+    """What was learned: the best on a number of validation noises, with its mean score there."""
+
+    solver: Discretization
+    error: float
+    noises: int
+
+
 def measured_report(
     objective: Objective,
     problem: TrainingProblem,
-    solver: Discretization,
+    choice: Chosen,
     test: TeacherSamples,
     report: Report,
     progress: ProgressReporter,
-    validated: tuple[float, int],
 ) -> Report:
     """The report with the result and the best standard schedule on the test noises.
 
     None of both was chosen on these noises. The standard schedule is returned if it wins there, and
     on the validation noises and these together. What was learned is also compared with others in
     more steps.
-
-    Args:
-        validated: the mean score of what was learned on the validation noises, and their number.
     """
+    solver = choice.solver
     progress.stage("measuring the learned schedule")
     learned = _Test.of(objective, solver, test)
     targets = subsample(test.target, SPREAD_ELEMENTS)
@@ -68,8 +73,7 @@ def measured_report(
         report = replace(report, stream_errors=by_stream)
     if name is not None:
         standard, ranked = tests[name], report.baselines[name].ranking_error
-        error, noises = validated
-        behind = 0.0 if ranked is None else noises * (ranked - error)
+        behind = 0.0 if ranked is None else choice.noises * (ranked - choice.error)
         report = replace(
             report,
             chosen=name if _wins(standard.scores, learned.scores, behind) else "learned",

@@ -20,7 +20,7 @@ from ..step_transfer import LearnedParameters, transferred
 from ..table import Discretization
 from ..teacher import TeacherSamples
 from .candidates import Competitors, Start, TrajectorySurrogate, rank_baselines, surrogate_search
-from .final_test import measured_report
+from .final_test import Chosen, measured_report
 from .gauss_newton import GaussNewton, Parameters, calls_per_noise
 from .problem import TrainingProblem, competitors_of
 from .report import Learned, ProgressReporter, Report, ValidationEntry, finite
@@ -270,10 +270,8 @@ class _Number:
         test = prepared.test[: self.plan.noises]
         sigmas = {name: s.sigmas for name, s in self.competitors.baselines.items()}
         problem = replace(prepared.problem, baselines=sigmas, own=None, standard=None, always=())
-        validated = error, self.plan.noises
-        report = measured_report(
-            prepared.objective, problem, solver, test, report, progress, validated
-        )
+        choice = Chosen(solver, error, self.plan.noises)
+        report = measured_report(prepared.objective, problem, choice, test, report, progress)
         standard = report.best_baseline()
         if report.chosen != "learned":
             solver = self.competitors.baselines[report.chosen]

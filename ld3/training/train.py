@@ -27,7 +27,7 @@ from .candidates import (
     rank_starts,
     surrogate_search,
 )
-from .final_test import measured_report
+from .final_test import Chosen, measured_report
 from .gradient import descent as gradient_descent
 from .other_steps import Prepared, competitors_in_other_steps, learn_other_steps
 from .output_mix import output_mix
@@ -121,8 +121,8 @@ def train(
         training_calls=training_calls,
     )
     test = sets.teach("test")
-    validated = validation.best.error, len(validating)
-    report = measured_report(objective, problem, solver, test, report, progress, validated)
+    choice = Chosen(solver, validation.best.error, len(validating))
+    report = measured_report(objective, problem, choice, test, report, progress)
     if report.chosen != "learned":
         solver = competitors.baselines[report.chosen]
     report_calls = progress.calls - teacher_calls - training_calls
