@@ -34,10 +34,14 @@ class LearnedParameters:
     theta: Tensor
 
 
+def nearest(known: list[LearnedParameters], steps: int) -> LearnedParameters:
+    """Which of several numbers of steps another one is read off."""
+    return min(known, key=lambda one: abs(1 / one.parameters.steps - 1 / steps))
+
+
 def transferred(known: list[LearnedParameters], target: SolverParameters) -> Tensor:
     """theta of `target`, from what was learned in other numbers of steps for the same sampler."""
-    nearest = min(known, key=lambda one: abs(1 / one.parameters.steps - 1 / target.steps))
-    theta = _stretched(nearest, target)
+    theta = _stretched(nearest(known, target.steps), target)
     free = target.free_levels
     theta[:free] = target.levels.separated(theta[:free])
     return target.stepped(theta, torch.zeros_like(theta))

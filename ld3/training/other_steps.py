@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..few_parameters import FewParameters
 from ..solver_parameters import SolverParameters
-from ..step_transfer import LearnedParameters, transferred
+from ..step_transfer import LearnedParameters, nearest, transferred
 from ..table import Discretization
 from ..teacher import TeacherSamples
 from .candidates import Competitors, Start, TrajectorySurrogate, rank_baselines, surrogate_search
@@ -219,10 +219,9 @@ class _Number:
         return LearnedParameters(parameters, best.theta), learned
 
     def _starts(self, known: list[LearnedParameters], validating: TeacherSamples) -> list[Start]:
-        """A solver stretched from other numbers of steps, and the best on the surrogate."""
+        """The solver stretched from the nearest number of steps, and the best on the surrogate."""
         prepared, few = self.prepared, self.competitors.parameters
-        numbers = [k.parameters.steps for k in known]
-        nearest = min(numbers, key=lambda n: abs(n - few.steps))
+        source = nearest(known, few.steps)
         searched = surrogate_search(
             prepared.surrogate,
             few,
@@ -230,7 +229,7 @@ class _Number:
             lambda: self._stage("searching candidates"),
         )
         thetas = {
-            f"from {nearest} steps": transferred(known, few.all),
+            f"from {source.parameters.steps} steps": transferred([source], few.all),
             "trajectory 1": few.expanded(searched[0]),
         }
         return [self._judged(name, theta, validating) for name, theta in thetas.items()]
