@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ld3.table import Discretization
 from ld3.teacher import TeacherSamples
-from ld3.training.gradient.gradient_settings import ADAM
 
 from . import baselines, ours
 from .official import FASTER_DECOUPLED, NOISE_PREDICTING, OfficialSettings, OfficialTraining
@@ -94,6 +93,5 @@ def _official(trial: Trial, changes: dict[str, Any]) -> Result:
 
 def _ours(method: str, trial: Trial) -> Result:
     optimizer, _, extras = method.partition("+")
-    gradient = ADAM if optimizer == "gradient" else None
-    learned = ours.learn(trial, **ours.EXTRAS[extras], gradient=gradient)
-    return ours.result_of(learned)
+    gradient = ours.THOROUGH if optimizer == "gradient" else None
+    return ours.result(trial, **ours.EXTRAS[extras], gradient=gradient)

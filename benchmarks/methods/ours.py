@@ -35,6 +35,10 @@ from ld3.training.validation import Objective
 from .trial import Result, Trial
 
 NOISES = 32
+THOROUGH = ADAM.with_rounds(12)
+"""The node's optimizer "gradient (Adam, thorough)"."""
+GRADIENT_NOISES = {"training_noises": NOISES, "validation_noises": NOISES, "test_noises": 16}
+"""Of the node, where the optimizer is a gradient: it has no quality."""
 CHECK_CALLS = 280  # what the node's test of its teacher adds, at 20 steps
 ITERATIONS = TrainingSettings.iterations  # of Gauss-Newton
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -55,12 +59,12 @@ def learn(
     compared: bool = False,
     **changes: Any,
 ) -> Learned:
-    """A whole learning run.
+    """A whole learning run, with the node's numbers of noises and iterations.
 
     Args:
         teacher: the common one by default; D-ODE's always uses the common one's sampler.
-        calls: of the model in all; by default those of the node's quality `normal`. Not used where
-            `changes` contain the number of training noises.
+        calls: of the model in all; by default those of the node's quality `normal`. Not used by
+            gradient and where `changes` contain the number of training noises.
         compared: also count the steps saved, as the node does.
         changes: fields of `TrainingSettings`.
     """
@@ -77,7 +81,9 @@ def learn(
     )
     if compared:
         task = _with_rivals(trial, task)
-    if "training_noises" not in changes and not settings.gradient:
+    if settings.gradient:
+        settings = replace(settings, **GRADIENT_NOISES)
+    elif "training_noises" not in changes:
         calls = calls or calls_of("normal", trial.steps)
         settings = within_budget(task, settings, calls - (CHECK_CALLS if compared else 0))
     noise = trial.noises(settings.noises)
@@ -102,11 +108,17 @@ def _with_rivals(trial: Trial, task: TrainingProblem) -> TrainingProblem:
     return replace(task, own=rival(*names, OWN_MULTIPLES, MOST_OWN), standard=standard)
 
 
-def result_of(learned: Learned) -> Result:
-    """A run's solver and calls, the report's not counted."""
+def result(trial: Trial, teacher: Discretization | None = None, **changes: Any) -> Result:
+    """The solver of a whole run (`learn`), with the calls of its search, report and teacher.
+
+    As the node does, Gauss-Newton also counts the steps saved and tests its teacher.
+    """
+    compared = not changes.get("gradient")
+    learned = learn(trial, teacher, compared=compared, **changes)
     check_sigmas(learned.solver.sigmas)
     report = learned.report
-    return Result(learned.solver, report.training_calls, report.teacher_calls)
+    teacher_calls = report.teacher_calls + (CHECK_CALLS if compared else 0)
+    return Result(learned.solver, report.training_calls + report.report_calls, teacher_calls)
 
 
 class Point(NamedTuple):
@@ -122,7 +134,7 @@ def updates_of(method: str) -> list[int]:
     """The updates at which a descent is measured, the start included."""
     if method == "gauss-newton":
         return list(range(ITERATIONS + 1))
-    planned = ADAM.steps_rounds * math.ceil(NOISES / ADAM.batch)
+    planned = THOROUGH.steps_rounds * math.ceil(NOISES / THOROUGH.batch)
     return [round(planned * i / POINTS) for i in range(POINTS + 1)]
 
 
@@ -153,7 +165,7 @@ def descend(trial: Trial, method: str, radius: float | None) -> list[Point]:
     if method == "gauss-newton":
         descent = GaussNewton(objective, parameters, theta, ITERATIONS)
     else:
-        settings, updates = replace(ADAM, radius=radius), updates_of(method)[-1]
+        settings, updates = replace(THOROUGH, radius=radius), updates_of(method)[-1]
         descent = GradientDescent(objective, parameters, theta, samples, settings, updates)
     model.calls, points, done = 0, [], 0
     for update in updates_of(method):
@@ -162,8 +174,8 @@ def descend(trial: Trial, method: str, radius: float | None) -> list[Point]:
                 chosen = torch.randperm(NOISES, generator=order)[: descent.settings.noises]
                 descent.step(samples[chosen])
             else:
-                if done % math.ceil(NOISES / ADAM.batch) == 0:
-                    batches = torch.randperm(NOISES, generator=order).split(ADAM.batch)
+                if done % math.ceil(NOISES / THOROUGH.batch) == 0:
+                    batches = torch.randperm(NOISES, generator=order).split(THOROUGH.batch)
                 descent.update(batches[done % len(batches)])
             done += 1
         used = samples

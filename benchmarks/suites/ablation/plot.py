@@ -98,4 +98,4 @@ def _points(
 
 
 def _kind(setting: str) -> str:
-    return setting if setting == "paper" else setting.partition("+")[2]
+    return setting if setting == "paper" else setting.partition(" +")[2]

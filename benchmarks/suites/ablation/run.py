@@ -2,14 +2,18 @@
 
 - soft radius: soft teacher forcing by gradient, r in percent of sqrt(d), the length of a typical
   start noise; "paper" is the published default 0.001 d / NFE^2, 0 is hard.
-- distance: latent distances, with Gauss-Newton; on the demo model also LPIPS, with a network
-  trained here on its data (`measures.caption_network`), not with LPIPS' own.
-- extras: both optimizers, with and without decoupled times.
-- noises: number of Gauss-Newton's training noises (there are as many validation noises, at least
-  16); "+d" with decoupled times, "+s" with the full solver.
-- states: matched to the teacher trajectory ("held", the default) or unconstrained ("free"); "+d",
-  "+s" as above.
-- teacher steps: dpmpp_2m karras teachers of n+1, 2n, 4n and 10n steps for a student of n.
+- extras: both optimizers, with and without learned extras.
+
+The others are of Gauss-Newton, with time steps alone, " +d" with decoupled times or " +s" with the
+full solver, as the demo model always; where nothing else is said with quality normal:
+
+- distance: latent distances; on the demo model also LPIPS, with a network trained here on its data
+  (`measures.caption_network`), not with LPIPS' own.
+- noises: number of training noises; a third as many validate, at least 4, and there are 12
+  iterations from three starts, so that calls differ.
+- states: matched to the teacher trajectory ("held", the default) or unconstrained ("free").
+- teacher steps: dpmpp_2m karras teachers of n+1, 2n, 4n and 10n steps for a student of n. Calls are
+  the same: a teacher of more steps leaves fewer noises.
 - yardstick: the best of ComfyUI's nine schedulers on the held-out noises themselves, and the
   default teacher (dpmpp_2m, 20 karras steps).
 
@@ -34,7 +38,6 @@ from benchmarks.methods.trial import Trial
 from benchmarks.problems import registry
 from benchmarks.problems.live_model import TEACHER, LiveModel
 from ld3.training.gauss_newton import GaussNewtonSettings
-from ld3.training.gradient.gradient_settings import ADAM
 
 from . import demo_cells
 from .demo_cells import LPIPS, Measured
@@ -59,20 +62,29 @@ SEEDS = (0, 1, 2)
 STUDENTS = (("digits", "dpmpp_2m", 4), ("digits", "ipndm", 4), ("gmm16", "dpmpp_2m", 6))
 RADII = ("0 %", "0.1 %", "0.3 %", "1 %", "3 %", "10 %", "paper")
 DISTANCES = ("pseudo-huber", "l2", "l1")
-EXTRAS = ("gauss-newton", "gauss-newton+decoupled", "gradient", "gradient+decoupled")
+EXTRAS = (
+    "gauss-newton", "gauss-newton+decoupled", "gauss-newton+solver+mix", "gradient",
+    "gradient+decoupled",
+)  # fmt: skip
 LEARNED = {"": "", "d": "decoupled", "s": "solver+mix"}  # suffix -> name in `ours.EXTRAS`
 NOISES = ("4", "8", "16", "32", "64", "128")
 STATES = ("free", "held")
 TEACHERS = ("n+1", "2n", "4n", "10n")
 CFGS, DISTANCES_CFG = (1.0, 4.0, 7.0), 1.0  # of the demo model
 YARDSTICKS = ("scheduler:best", "teacher")
+
+
+def _with_extras(settings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{s} +{suffix}".removesuffix(" +") for suffix in LEARNED for s in settings)
+
+
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "soft radius": RADII,
-    "distance": DISTANCES,
+    "distance": _with_extras(DISTANCES),
     "extras": EXTRAS,
-    "noises": tuple(f"{n}+{extra}".rstrip("+") for extra in LEARNED for n in NOISES),
-    "states": tuple(f"{s}+{extra}".rstrip("+") for extra in LEARNED for s in STATES),
-    "teacher steps": TEACHERS,
+    "noises": _with_extras(NOISES),
+    "states": _with_extras(STATES),
+    "teacher steps": _with_extras(TEACHERS),
 }
 
 
@@ -120,34 +132,31 @@ def _exact(ablation: str, setting: str, trial: Trial) -> Measured:
         best = setting == "scheduler:best"
         solver = baselines.best_scheduler(trial)[1] if best else live.teacher
         return Measured(problem.error(live, solver))
+    setting, _, suffix = setting.partition(" +")
     teacher = live.teacher
     if ablation == "teacher steps":
         teacher = live.standard(*problem.teacher[:2], teacher_steps(setting, steps))
     changes = changed_settings(ablation, setting, math.prod(problem.shape), steps)
-    result = ours.result_of(ours.learn(trial, teacher, **changes))
+    result = ours.result(trial, teacher, **ours.EXTRAS[LEARNED[suffix]] | changes)
     return Measured(problem.error(live, result.solver), result.model_calls, result.teacher_calls)
 
 
 def changed_settings(ablation: str, setting: str, dimension: int, steps: int) -> dict[str, Any]:
     """The fields of `TrainingSettings` that a setting changes."""
     if ablation == "soft radius":
-        return {"gradient": replace(ADAM, radius=radius_of(setting, dimension, steps))}
+        return {"gradient": replace(ours.THOROUGH, radius=radius_of(setting, dimension, steps))}
     if ablation == "distance":
         return {"distance": setting}
     if ablation == "extras":
         optimizer, _, extra = setting.partition("+")
-        gradient = replace(ADAM, radius=0.0) if optimizer == "gradient" else None
-        return {"gradient": gradient, "decoupled": bool(extra)}
+        gradient = replace(ours.THOROUGH, radius=0.0) if optimizer == "gradient" else None
+        return {"gradient": gradient, **ours.EXTRAS[extra]}
     if ablation == "noises":
-        count, _, extra = setting.partition("+")
-        # at least 16 validate, as in the node
-        noises = {"training_noises": int(count), "validation_noises": max(16, int(count))}
-        return noises | ours.EXTRAS[LEARNED[extra]]
+        count = int(setting)
+        return {"training_noises": count, "validation_noises": max(4, count // 3)}
     if ablation == "states":
-        states, _, extra = setting.partition("+")
-        weight = 0.0 if states == "free" else GaussNewtonSettings.trajectory_weight
-        matched = {"gauss_newton": GaussNewtonSettings(trajectory_weight=weight)}
-        return matched | ours.EXTRAS[LEARNED[extra]]
+        weight = 0.0 if setting == "free" else GaussNewtonSettings.trajectory_weight
+        return {"gauss_newton": GaussNewtonSettings(trajectory_weight=weight)}
     return {}
 
 

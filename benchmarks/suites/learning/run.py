@@ -15,7 +15,8 @@ have one seed):
 - `ld3-official`: `methods.official`; `-uncounted` does not count its validation, which only changes
   its calls; `-x100` has a higher rate for decoupled times. Not for flow models.
 - `gradient`, `gauss-newton`, each also `+decoupled`, and `gauss-newton+solver+mix`, the node's full
-  solver: this pack, 32 training and 32 validation noises.
+  solver: this pack; Gauss-Newton with quality normal, the gradient with 32 training and 32
+  validation noises. On the new models only `QUALITY_NORMAL`.
 - `teacher`: dpmpp_2m with 20 steps, from which all methods learn: karras, or for flow models simple
   or beta (`Problem.teacher`).
 
@@ -65,6 +66,7 @@ OURS = (
     "gradient", "gradient+decoupled", "gauss-newton", "gauss-newton+decoupled",
     "gauss-newton+solver+mix",
 )  # fmt: skip
+QUALITY_NORMAL = ("gauss-newton", "gauss-newton+solver+mix")  # of `OURS`, on all models
 OFTEN_CHOSEN = tuple(
     f"standard:{sampler}:{scheduler}"
     for sampler in ("euler", "res_multistep")
@@ -87,7 +89,7 @@ STEPS = {
     **dict.fromkeys(("demo", *NEW, *FLOW, *FLOW_SHIFTED), (4, 6)),
 }
 SEEDS = (0, 1, 2)
-DEMO_ONCE = (*dispatch.OFFICIAL, "gradient", "gradient+decoupled", "gauss-newton+solver+mix")
+DEMO_ONCE = (*dispatch.OFFICIAL, *OURS)
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -112,7 +114,8 @@ def _methods(model: str) -> Iterator[tuple[str, int]]:
     yield from [("ays", 0), ("gits", 0)] if model == "demo" else []
     flow = model in (*FLOW, *FLOW_SHIFTED)
     yield from [] if flow else [("dmn", 0)]
-    for method in (*GITS, *([] if flow else dispatch.OFFICIAL), *OURS):
+    ours = OURS if model in EARLIER else QUALITY_NORMAL
+    for method in (*GITS, *([] if flow else dispatch.OFFICIAL), *ours):
         once = model == "demo" and method in DEMO_ONCE
         for seed in SEEDS[:1] if once else SEEDS:
             yield method, seed

@@ -12,8 +12,7 @@ Solver:
   of its own teacher (dpmpp_2m in ten times the steps, through the student's states);
   `teacher_calls` are 0.
 
-`schedule` "learned": a whole learning run by Gauss-Newton on 64 training and 64 validation noises
-with 20 iterations, twice as many noises as in the benchmark `learning`:
+`schedule` "learned": a whole learning run by Gauss-Newton with the node's quality best:
 
 - `none`: time steps alone; `d-ode`: lambdas fitted to them; `decoupled`: decoupled times;
   `solver`: these and corrections of the sampler's coefficients, one output back; `solver+mix`:
@@ -54,6 +53,7 @@ from benchmarks.problems.problem import HELDOUT_SEED, Problem
 from ld3.metrics import rmse
 from ld3.table import Discretization, combine
 from ld3.teacher import TeacherSamples
+from ld3.training.budget import calls_of
 from ld3.training.dode import distill, teacher_sigmas, teacher_states
 
 TITLE = "Solvers: error to a common reference with each learned extra, at counted calls"
@@ -91,7 +91,6 @@ LEARNED = {
     "d-ode": {"dode": True},
     **{name: ours.EXTRAS[name] for name in ("decoupled", "solver", "solver+mix")},
 }
-BUDGET = {"training_noises": 64, "validation_noises": 64, "iterations": 20, "descents": 6}
 GS = {"gs-published": gs.PUBLISHED, "gs-edm": gs.EDM, "gs-long": gs.LONG}
 GS_STEPS = (4, 6)  # of the summary
 TRAJECTORY_NOISES = 24
@@ -193,8 +192,7 @@ def find(trial: Trial, schedule: str, extras: str) -> Result:
         return Result(solver) if extras == "none" else distilled(trial, solver)
     if extras in GS:
         return generalised(trial, GS[extras])
-    learned = ours.learn(trial, **LEARNED[extras], **BUDGET)
-    return ours.result_of(learned)
+    return ours.result(trial, calls=calls_of("best", trial.steps), **LEARNED[extras])
 
 
 def distilled(trial: Trial, solver: Discretization) -> Result:

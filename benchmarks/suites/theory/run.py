@@ -13,7 +13,8 @@ A row is one number: `value` of `quantity` in an `experiment`, with what it depe
 
 `spread_to_teacher` is the mean distance of two samples over that of the teacher's samples: below 1
 if modes collapse. `heldout_error` is the mean RMSE of 512 samples to Heun with 60 karras steps.
-`model_calls` are those of learning, up to that update.
+`model_calls` are those of learning, up to that update. Whole trainings are the node's: Gauss-Newton
+with quality normal.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from benchmarks.problems.mixtures import digits_components
 from benchmarks.problems.problem import FRECHET_SEED
 from ld3.metrics import spread
 from ld3.table import Discretization
-from ld3.training.gradient.gradient_settings import ADAM
 
 TITLE = "Theory: first experiments on exact problems"
 KEYS = (
@@ -63,6 +63,7 @@ MEASURES = (
     "frechet", "sliced_wasserstein", "precision", "recall", "coverage", "inception_score",
     "spread_to_teacher", "heldout_error",
 )  # fmt: skip
+LEARNED = ("", "decoupled", "solver+mix")  # of `ours.EXTRAS`
 Measured = dict[tuple[int | None, str], tuple[float, int]]
 """(update, quantity) -> value and model calls."""
 
@@ -100,7 +101,7 @@ def _experiments() -> Iterator[tuple[dict[str, Any], list[tuple[str, float | Non
     descents_digits = [newton, *(("gradient", radius) for radius in (0.0, published, large))]
     errors = ("training_error", "heldout_error")
     yield cell("loss", "digits", "dpmpp_2m", 4), descents_digits, errors
-    learners = [newton, ("gauss-newton+decoupled", None)]
+    learners = [(f"gauss-newton+{extra}".rstrip("+"), None) for extra in LEARNED]
     for sampler in ("dpmpp_2m", "ipndm"):
         for steps in (4, 6):
             methods = [
@@ -161,9 +162,9 @@ def _solver(trial: Trial, method: str, radius: float | None) -> tuple[Discretiza
     if kind in ("teacher", "reference"):
         return live.teacher if kind == "teacher" else live.standard(*trial.problem.reference), 0
     optimizer, _, extra = method.partition("+")
-    gradient = replace(ADAM, radius=radius) if optimizer == "gradient" else None
-    learned = ours.learn(trial, decoupled=extra == "decoupled", gradient=gradient)
-    return learned.solver, learned.report.training_calls
+    gradient = replace(ours.THOROUGH, radius=radius) if optimizer == "gradient" else None
+    result = ours.result(trial, **ours.EXTRAS[extra], gradient=gradient)
+    return result.solver, result.model_calls
 
 
 def _divergence(trial: Trial, solver: Discretization, radius: float) -> dict[str, float]:
