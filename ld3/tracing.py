@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,8 +106,9 @@ class TracedSampler:
     def _checked_table(self, sigmas: Tensor) -> SolverTable:
         table, end = self._trace(sigmas)
         if len(sigmas) not in self._verified:
-            self._check_linear(table, sigmas)
-            self._check_uses_sigmas(table, sigmas)
+            toy = self._toy_run(sigmas, table.model_calls)
+            _check_linear(table, toy)
+            self._check_uses_sigmas(sigmas, toy)
             self._verified.add(len(sigmas))
         scale = self.end_scale(end) / self.end_scale(float(sigmas[-1]))
         if scale == 1.0:
@@ -206,10 +207,24 @@ class TracedSampler:
         self._makes_tensors |= doubles is not None and doubles.used
         return result.detach().cpu().double(), float(sigmas[-1]), model.guided
 
-    def _check_linear(self, table: SolverTable, sigmas: Tensor) -> None:
+    def _check_uses_sigmas(self, sigmas: Tensor, toy: _ToyRun) -> None:
+        inner = range(1, len(sigmas) - 1)
+        for k in inner[:: max(1, len(inner) // CHECKED_LEVELS)]:
+            perturbed = sigmas.detach().cpu().double().clone()
+            perturbed[k] += 0.1 * (perturbed[k - 1] - perturbed[k])
+            change = self._toy_run(perturbed, len(toy.levels)).values - toy.values
+            if float(change.abs().max()) < 1e-9 * float(toy.values.abs().max()):
+                raise UnsupportedSampler(
+                    "it does not use the noise levels between the first and the last, so there is "
+                    "nothing to learn"
+                )
+
+    def _toy_run(self, sigmas: Tensor, most_calls: int) -> _ToyRun:
+        """Run the real sampler on a small denoiser that is not linear."""
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64) * float(sigmas[0])
         mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        states: list[Tensor] = []
         levels: list[float] = []
         tolerances = {REPLAY_TOLERANCE[torch.float64]}
 
@@ -220,37 +235,50 @@ class TracedSampler:
         def answer(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             if x.dtype not in REPLAY_TOLERANCE:
                 raise UnsupportedSampler(f"it calls the model in {x.dtype}, which is too coarse")
-            if len(levels) == table.model_calls:
+            if len(levels) == most_calls:
                 raise UnsupportedSampler(ADAPTIVE)
             tolerances.add(REPLAY_TOLERANCE[x.dtype])
+            states.append(x.detach().cpu().double().flatten())
             levels.append(float(sigma.reshape(-1)[0]))
             return toy(x, sigma, guidance=True)
 
-        direct, _, _ = self._run(answer, x.clone(), sigmas)
-        tolerance = max(tolerances)
-        found = torch.tensor(levels, dtype=torch.float64)
-        if len(found) != table.model_calls or not torch.allclose(
-            found, table.state_sigmas, rtol=tolerance, atol=0
-        ):
-            raise UnsupportedSampler(ADAPTIVE)
-        replayed = rollout(table, toy, [x])[0]
-        error = float((direct - replayed).abs().max() / direct.abs().max())
-        if not error <= tolerance:
-            raise UnsupportedSampler(
-                f"it is not linear in the denoised outputs: replaying it deviates by {error:.1e} "
-                f"(limit {tolerance})"
-            )
+        result, _, _ = self._run(answer, x.clone(), sigmas)
+        seen = torch.tensor(levels, dtype=torch.float64)
+        values = torch.cat([seen, *states, result.flatten()])
+        return _ToyRun(toy, x, result, seen, values, max(tolerances))
 
-    def _check_uses_sigmas(self, table: SolverTable, sigmas: Tensor) -> None:
-        inner = range(1, len(sigmas) - 1)
-        for k in inner[:: max(1, len(inner) // CHECKED_LEVELS)]:
-            perturbed = sigmas.detach().cpu().double().clone()
-            perturbed[k] += 0.1 * (perturbed[k - 1] - perturbed[k])
-            if self._trace(perturbed)[0].distance(table) < 1e-9:
-                raise UnsupportedSampler(
-                    "it does not use the noise levels between the first and the last, so there is "
-                    "nothing to learn"
-                )
+
+class _ToyRun(NamedTuple):
+    """A real sampler's run on a toy denoiser.
+
+    Attributes:
+        denoise: the toy, as `rollout` calls it.
+        start, result: x before and after.
+        levels: of the model calls, (M,).
+        values: these, the states there and the result in one vector: all that the sampler computed.
+        tolerance: the relative error that the sampler's precision allows.
+    """
+
+    denoise: Callable[..., Any]
+    start: Tensor
+    result: Tensor
+    levels: Tensor
+    values: Tensor
+    tolerance: float
+
+
+def _check_linear(table: SolverTable, toy: _ToyRun) -> None:
+    if len(toy.levels) != table.model_calls or not torch.allclose(
+        toy.levels, table.state_sigmas, rtol=toy.tolerance, atol=0
+    ):
+        raise UnsupportedSampler(ADAPTIVE)
+    replayed = rollout(table, toy.denoise, [toy.start])[0]
+    error = float((toy.result - replayed).abs().max() / toy.result.abs().max())
+    if not error <= toy.tolerance:
+        raise UnsupportedSampler(
+            f"it is not linear in the denoised outputs: replaying it deviates by {error:.1e} "
+            f"(limit {toy.tolerance})"
+        )
 
 
 class _DoubleByDefault(TorchFunctionMode):
