@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import BEST, Comparison, compared, with_best_standard
 
 from .run import EARLIER, FLOW, FLOW_SHIFTED, NEW, OFTEN_CHOSEN, OURS
 
-COST = Path(__file__).parents[3] / "docs" / "results" / "cost.json"
-LEARNED = {"steps": "normal: time steps", "full": "normal: full solver"}
-"""What `cost` calls it -> its method here."""
 COMPARISONS = (
-    *(
-        Comparison(method, against)
-        for method in LEARNED.values()
-        for against in ("ld3-official", "ld3-official-uncounted", "ld3-official-x100", BEST)
-    ),
-    Comparison("gauss-newton+decoupled", "ld3-official", 0.60, 1 / 6),
     Comparison("gauss-newton", "ld3-official", 0.96, 1 / 10),
-    Comparison("gradient+decoupled", "ld3-official", 1.0),
+    Comparison("gauss-newton+decoupled", "ld3-official", 0.60, 1 / 6),
     Comparison("gauss-newton+solver+mix", "ld3-official"),
-    Comparison("gauss-newton+decoupled", "ld3-official-uncounted"),
-    Comparison("gauss-newton+decoupled", "ld3-official-x100"),
+    Comparison("gradient", "ld3-official"),
+    Comparison("gradient+decoupled", "ld3-official", 1.0),
     *(
         Comparison(method, against)
         for method in ("gauss-newton", "gauss-newton+decoupled", "gauss-newton+solver+mix")
-        for against in (BEST, *OFTEN_CHOSEN, "gits-dp-euler60")
+        for against in (
+            "ld3-official-uncounted", "ld3-official-x100", BEST, *OFTEN_CHOSEN, "gits-dp-euler60",
+        )
     ),
     Comparison("ld3-official-x100", "ld3-official"),
     Comparison("gits-dp-euler60", "gits-dp"),
-)
+)  # fmt: skip
 """Those without aims are only reported."""
 GROUPS = (EARLIER, NEW, (*FLOW, *FLOW_SHIFTED))
 """Models taken together; aims are for the first, with which they were set."""
@@ -44,27 +34,13 @@ FIDELITY_CELL, FIDELITY = ("digits", "ipndm", 4), 3.5
 def summary(rows: list[dict[str, Any]]) -> str:
     """Geometric means over cells of ratios of means over seeds, and the fidelity to the paper."""
     lines = ["geometric means over cells (mean of seeds in each) [95 % interval]:"]
-    standard = with_best_standard([*rows, *of_cost()])
+    standard = with_best_standard(rows)
     for comparison in COMPARISONS:
         for group in GROUPS:
             lines += compared(standard, comparison, group, with_aims=group == EARLIER)
             for model in group:
                 lines += compared(standard, comparison, (model,), with_aims=False)
     return "\n".join(lines + fidelity(rows))
-
-
-def of_cost() -> Iterator[dict[str, Any]]:
-    """The published rows of `cost` with quality normal, at cfg 1, as rows of this benchmark."""
-    for row in json.loads(COST.read_text()):
-        if row["quality"] == "normal" and row["cfg"] == 1:
-            yield {
-                **{name: row[name] for name in ("model", "sampler", "steps", "seed")},
-                "method": LEARNED[row["learn"]],
-                "heldout_error": row["error"],
-                "model_calls": row["calls"] - row["teacher_calls"],
-                "teacher_calls": row["teacher_calls"],
-                "sample_calls": row["steps"],
-            }
 
 
 def fidelity(rows: list[dict[str, Any]]) -> list[str]:
