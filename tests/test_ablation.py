@@ -140,7 +140,9 @@ def test_every_cell_is_named_once_and_distances_of_the_demo_model_are_there() ->
     keys = [tuple(cell[name] for name in ablation.KEYS) for cell in cells]
     assert len(keys) == len(set(keys))
     demo = [c for c in cells if c["model"] == "demo" and c["ablation"] == "distance"]
-    assert [c["setting"] for c in demo] == ["pseudo-huber", "l2", "l1", LPIPS]
+    assert [c["setting"] for c in demo] == [
+        f"{distance} +s" for distance in ("pseudo-huber", "l2", "l1", LPIPS)
+    ]
     assert {c["cfg"] for c in demo} == {1.0}
 
 
@@ -161,9 +163,9 @@ def test_figure_shows_both_measures_over_their_own_yardsticks() -> None:
 
     rows = [
         row("yardstick", "scheduler:best", 0.5, 0.2),
-        row("distance", "l2", 0.25, 0.15),
-        row("distance", LPIPS, 0.3, 0.1),
-        row("teacher steps", "2n", 0.4, None),
+        row("distance", "l2 +s", 0.25, 0.15),
+        row("distance", f"{LPIPS} +s", 0.3, 0.1),
+        row("teacher steps", "2n +s", 0.4, None),
     ]
     axes = {axis.get_title(): axis for axis in ablation.plot(rows).axes}
 
@@ -173,4 +175,7 @@ def test_figure_shows_both_measures_over_their_own_yardsticks() -> None:
 
     assert heights("distance") == [pytest.approx([0.5, 0.6]), pytest.approx([0.75, 0.5])]
     assert heights("teacher steps") == [pytest.approx([0.8])]
-    assert "distance demo" in ablation.summary(rows)
+    text = ablation.summary(rows)
+    assert f"| | l2 | {LPIPS} |" in text
+    assert "| demo dpmpp_2m 4, cfg 1, full solver | 0.50 | 0.60 |" in text
+    assert "| demo dpmpp_2m 4, cfg 1, full solver, by LPIPS | 0.75 | 0.50 |" in text

@@ -104,9 +104,9 @@ def cells() -> Iterator[dict[str, Any]]:
         for setting in YARDSTICKS:
             yield {"ablation": "yardstick", "setting": setting, **fixed}
         for setting in (*DISTANCES, LPIPS) if cfg == DISTANCES_CFG else ():
-            yield {"ablation": "distance", "setting": setting, **fixed}
+            yield {"ablation": "distance", "setting": f"{setting} +s", **fixed}
         for setting in TEACHERS:
-            yield {"ablation": "teacher steps", "setting": setting, **fixed}
+            yield {"ablation": "teacher steps", "setting": f"{setting} +s", **fixed}
 
 
 def row(**cell: Any) -> dict[str, Any]:
@@ -173,7 +173,8 @@ def teacher_steps(setting: str, steps: int) -> int:
 
 
 def _demo(cell: dict[str, Any]) -> Measured:
-    ablation, setting, cfg = cell["ablation"], cell["setting"], cell["cfg"]
+    ablation, cfg = cell["ablation"], cell["cfg"]
+    setting = cell["setting"].removesuffix(" +s")
     lpips = cfg == DISTANCES_CFG and ablation in ("yardstick", "distance")
     if ablation == "yardstick":
         return demo_cells.yardstick(setting, cfg, lpips)
