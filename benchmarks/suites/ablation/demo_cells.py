@@ -46,7 +46,7 @@ def yardstick(setting: str, cfg: float, lpips: bool) -> Measured:
 
         schedules = core_samplers.standard_schedules(demo_model(), SAMPLER, STEPS, 1.0)
         measured = [(sigmas, SAMPLER) for sigmas in schedules.values() if len(sigmas) <= STEPS + 1]
-    sets = [samples(sigmas, cfg, sampler) for sigmas, sampler in measured]
+    sets = [samples(sigmas, cfg, sampler_named(name)) for sigmas, name in measured]
     return Measured(
         min(error(part, cfg) for part in sets),
         heldout_lpips=min(lpips_of(part, cfg) for part in sets) if lpips else None,
@@ -61,7 +61,7 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
         lpips: whether to measure it too.
     """
     from demo import demo_model as demo
-    from ld3.comfy import folders
+    from ld3.comfy import folders, sampling
     from ld3.comfy.job import GraphInputs
     from ld3.comfy.requests import FULL, TrainingRequest
     from ld3.comfy.training_job import train_schedule
@@ -90,7 +90,8 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
     )
     inputs = GraphInputs(demo_model(), *prompts(), demo.empty_latent(), vae)
     result = train_schedule(inputs, request, "ablation", retrain=True)
-    latents = samples(result.schedule.sigmas.float(), cfg, SAMPLER)
+    learned = sampling.schedule_sampler(result.schedule)
+    latents = samples(result.schedule.sigmas.float(), cfg, learned)
     report = result.report
     return Measured(
         error(latents, cfg),
@@ -127,21 +128,26 @@ def standard(sampler: str, scheduler: str, steps: int) -> Tensor:
 @functools.cache
 def reference(cfg: float) -> Tensor:
     """The samples that every row is compared with."""
-    return samples(standard(*REFERENCE), cfg, REFERENCE[0])
+    return samples(standard(*REFERENCE), cfg, sampler_named(REFERENCE[0]))
 
 
-def samples(sigmas: Tensor, cfg: float, sampler: str) -> Tensor:
-    """Core's own sampling of the held-out noises."""
+def sampler_named(name: str) -> Any:
+    """Core's SAMPLER."""
+    from ld3.comfy import core_samplers
+
+    return core_samplers.sampler_object(name)
+
+
+def samples(sigmas: Tensor, cfg: float, sampler: Any) -> Tensor:
+    """Core's own sampling of the held-out noises by a SAMPLER."""
     import comfy.sample
 
     from demo import demo_model as demo
-    from ld3.comfy import core_samplers
     from ld3.comfy.latents import training_noises
 
     noise, latent = training_noises(demo.empty_latent(1)["samples"], FIRST_SEED, NOISES)
-    core = core_samplers.sampler_object(sampler)
     return comfy.sample.sample_custom(
-        demo_model(), noise, cfg, core, sigmas, *prompts(), latent, disable_pbar=True
+        demo_model(), noise, cfg, sampler, sigmas, *prompts(), latent, disable_pbar=True
     )
 
 
