@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 PANELS = {
     "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
@@ -14,7 +15,7 @@ PANELS = {
     "states": "states matched to the teacher trajectory, or not",
     "teacher steps": "steps of the teacher, for a student of n",
     "distance": "distance, Gauss-Newton (hollow: LPIPS, not RMSE)",
-    "extras": "optimizer and decoupled times",
+    "extras": "optimizer and extras",
 }
 WIDE = "teacher steps"  # with guidance a teacher of few steps can fail
 UNORDERED = ("distance", "extras", "states")
@@ -32,8 +33,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     """
     yardstick = {_problem(row): row for row in rows if row["setting"] == "scheduler:best"}
     colours = {problem: f"C{i}" for i, problem in enumerate(yardstick)}
-    figure = Figure(figsize=(19, 8.5), dpi=90, layout="constrained")
-    axes = figure.subplots(2, 4).flatten()
+    figure = Figure(figsize=(19, 9.5), dpi=90, layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
     for axis, (ablation, title) in zip(axes, PANELS.items(), strict=False):
         part = [row for row in rows if row["ablation"] == ablation]
         settings = list(dict.fromkeys(row["setting"] for row in part))
@@ -55,11 +56,11 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
         else:
             axis.set_ylim(0, None)
         axis.grid(alpha=0.25)
-    for problem, colour in colours.items():
-        axes[-1].plot([], [], marker="o", color=colour, label=problem)
-    axes[-1].legend(frameon=False, loc="center")
-    for axis in axes[len(PANELS) :]:
-        axis.set_axis_off()
+    handles = [
+        Line2D([], [], marker="o", color=colour, label=problem)
+        for problem, colour in colours.items()
+    ]
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=len(handles))
     return figure
 
 

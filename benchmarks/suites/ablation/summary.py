@@ -48,8 +48,10 @@ def _table(part: list[Row], settings: list[str], rows: list[Row]) -> Iterator[st
                 if any(means):
                     shown = ("-" if mean is None else f"{mean:.2f}" for mean in means)
                     yield f"| {name}{EXTRAS[extra]}{by} | {' | '.join(shown)} |"
-        if all(len(found) > 1 for found in ratios.values()):
-            shown = (clustered_mean(found).rounded(2) for found in ratios.values())
+        most = max(map(len, ratios.values()))
+        if most > 1:
+            complete = (found if len(found) == most else None for found in ratios.values())
+            shown = (clustered_mean(found).rounded(2) if found else "-" for found in complete)
             yield f"| all exact problems{EXTRAS[extra]} | {' | '.join(shown)} |"
 
 

@@ -12,6 +12,7 @@ SHORT = {
     "scheduler:best": "best of nine",
     "gauss-newton": "Gauss-Newton",
     "gauss-newton+decoupled": "Gauss-Newton,\ndecoupled",
+    "gauss-newton+solver+mix": "Gauss-Newton,\nfull solver",
     "gradient+decoupled": "gradient,\ndecoupled",
 }
 
@@ -119,7 +120,7 @@ def _stress(axis: Any, rows: Rows) -> None:
             )
             mean, lowest, highest = (value / best[0] for value in ours)
             axis.bar(
-                j + (i - 1.5) * width,
+                j + (i - (len(SHORT) - 1) / 2) * width,
                 mean,
                 width,
                 yerr=[[mean - lowest], [highest - mean]],
@@ -130,5 +131,5 @@ def _stress(axis: Any, rows: Rows) -> None:
     axis.set_xticks(range(len(runs)), [f"{sampler}\n{steps} steps" for sampler, steps in runs])
     axis.axhline(1, color="0.3", lw=1)
     axis.set(ylabel="test error / best of nine", title="24 modes with Student t tails")
-    axis.margins(y=0.2)
+    axis.margins(y=0.35)
     axis.legend(fontsize=9, frameon=False, loc="upper center", ncols=2)
