@@ -65,7 +65,8 @@ def learn(
         teacher: the common one by default; D-ODE's always uses the common one's sampler.
         calls: of the model in all; by default those of the node's quality `normal`. Not used by
             gradient and where `changes` contain the number of training noises.
-        compared: also count the steps saved, as the node does.
+        compared: also count the steps saved, and the calls of the node's test of its teacher, which
+            is not made here.
         changes: fields of `TrainingSettings`.
     """
     live = trial.live
@@ -88,7 +89,11 @@ def learn(
         settings = within_budget(task, settings, calls - (CHECK_CALLS if compared else 0))
     noise = trial.noises(settings.noises)
     with trial.training_batches():
-        return train(task, settings, noise, torch.zeros_like(noise))
+        learned = train(task, settings, noise, torch.zeros_like(noise))
+    if not compared:
+        return learned
+    teacher_calls = learned.report.teacher_calls + CHECK_CALLS
+    return learned._replace(report=replace(learned.report, teacher_calls=teacher_calls))
 
 
 def _with_rivals(trial: Trial, task: TrainingProblem) -> TrainingProblem:
@@ -113,12 +118,11 @@ def result(trial: Trial, teacher: Discretization | None = None, **changes: Any) 
 
     As the node does, Gauss-Newton also counts the steps saved and tests its teacher.
     """
-    compared = not changes.get("gradient")
-    learned = learn(trial, teacher, compared=compared, **changes)
+    learned = learn(trial, teacher, compared=not changes.get("gradient"), **changes)
     check_sigmas(learned.solver.sigmas)
     report = learned.report
-    teacher_calls = report.teacher_calls + (CHECK_CALLS if compared else 0)
-    return Result(learned.solver, report.training_calls + report.report_calls, teacher_calls)
+    model_calls = report.training_calls + report.report_calls
+    return Result(learned.solver, model_calls, report.teacher_calls)
 
 
 class Point(NamedTuple):

@@ -79,12 +79,10 @@ def row(**cell: Any) -> Row:
 
     def measured(live: Any) -> Row:
         trial = Trial(problem, live, sampler, steps, cell["seed"])
-        compared = cell["quality"] != "fast"
         quality, changes = cell["quality"], LEARN[cell["learn"]]
         calls = LONG_CALLS[steps] if quality == LONG else calls_of(quality, steps)
-        learned = ours.learn(trial, calls=calls, compared=compared, **changes)
+        learned = ours.learn(trial, calls=calls, compared=quality != "fast", **changes)
         report = learned.report
-        check = ours.CHECK_CALLS if compared else 0
         former = former_errors().get(tuple(cell[k] for k in TRAINING), (None, None))
         best, error = problem.best_standard(live, sampler, steps)
         return {
@@ -94,8 +92,8 @@ def row(**cell: Any) -> Row:
             "error_finite_difference": former[0],
             "iterations_finite_difference": former[1],
             "chosen": report.chosen,
-            "calls": report.teacher_calls + report.training_calls + report.report_calls + check,
-            "teacher_calls": report.teacher_calls + check,
+            "calls": report.teacher_calls + report.training_calls + report.report_calls,
+            "teacher_calls": report.teacher_calls,
             "report_calls": report.report_calls,
         }
 

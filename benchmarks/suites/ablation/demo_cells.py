@@ -54,7 +54,7 @@ def yardstick(setting: str, cfg: float, lpips: bool) -> Measured:
 
 
 def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measured:
-    """What LD3 Train Schedule learns with quality normal.
+    """What LD3 Train Schedule learns at its defaults, the full solver with quality normal.
 
     Args:
         distance: a latent distance, or `LPIPS`.
@@ -63,7 +63,7 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
     from demo import demo_model as demo
     from ld3.comfy import folders, sampling
     from ld3.comfy.job import GraphInputs
-    from ld3.comfy.requests import FULL, TrainingRequest
+    from ld3.comfy.requests import TrainingRequest
     from ld3.comfy.training_job import train_schedule
 
     folders.register()
@@ -81,7 +81,6 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
         teacher_sampler=TEACHER[0],
         teacher_scheduler=TEACHER[1],
         teacher_steps=teacher_steps,
-        learn=FULL,
         distance=distance,
         iterations=0,
         training_noises=0,

@@ -74,8 +74,13 @@ CFGS, DISTANCES_CFG = (1.0, 4.0, 7.0), 1.0  # of the demo model
 YARDSTICKS = ("scheduler:best", "teacher")
 
 
+def with_extra(setting: str, suffix: str) -> str:
+    """The name of a setting where something of `LEARNED` is learned."""
+    return f"{setting} +{suffix}" if suffix else setting
+
+
 def _with_extras(settings: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{s} +{suffix}".removesuffix(" +") for suffix in LEARNED for s in settings)
+    return tuple(with_extra(setting, suffix) for suffix in LEARNED for setting in settings)
 
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -104,9 +109,9 @@ def cells() -> Iterator[dict[str, Any]]:
         for setting in YARDSTICKS:
             yield {"ablation": "yardstick", "setting": setting, **fixed}
         for setting in (*DISTANCES, LPIPS) if cfg == DISTANCES_CFG else ():
-            yield {"ablation": "distance", "setting": f"{setting} +s", **fixed}
+            yield {"ablation": "distance", "setting": with_extra(setting, "s"), **fixed}
         for setting in TEACHERS:
-            yield {"ablation": "teacher steps", "setting": f"{setting} +s", **fixed}
+            yield {"ablation": "teacher steps", "setting": with_extra(setting, "s"), **fixed}
 
 
 def row(**cell: Any) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
 from benchmarks.comparison import clustered_mean
 
-from .run import ABLATIONS, LEARNED, YARDSTICKS
+from .run import ABLATIONS, YARDSTICKS, with_extra
 
-EXTRAS = {"": "", "decoupled": ", + decoupled", "solver+mix": ", full solver"}
+EXTRAS = {"": "", "d": ", + decoupled", "s": ", full solver"}  # by the suffix of a setting
 MEASURES = {"heldout_error": "", "heldout_lpips": ", by LPIPS"}
 Row = dict[str, Any]
 
@@ -31,28 +32,34 @@ def summary(rows: list[Row]) -> str:
 
 
 def _table(part: list[Row], settings: list[str], rows: list[Row]) -> Iterator[str]:
-    best = {(problem(r), m): r[m] for r in rows if r["setting"] == YARDSTICKS[0] for m in MEASURES}
-    problems = dict.fromkeys((problem(r), r["model"] != "demo") for r in part)
-    for suffix, extra in LEARNED.items():
-        ratios: dict[str, dict[str, list[float]]] = {setting: {} for setting in settings}
-        for name, exact in problems:
+    best = {problem(row): row for row in rows if row["setting"] == YARDSTICKS[0]}
+    exact = {problem(row) for row in part if row["model"] != "demo"}
+    for suffix, extra in EXTRAS.items():
+        names = [with_extra(setting, suffix) for setting in settings]
+        clusters: list[dict[str, list[float]]] = [{} for _ in settings]
+        for key in dict.fromkeys(map(problem, part)):
+            mine = [row for row in part if problem(row) == key]
             for measure, by in MEASURES.items():
-                means = []
-                for setting in settings:
-                    wanted = f"{setting} +{suffix}".removesuffix(" +")
-                    mine = [r for r in part if (r["setting"], problem(r)) == (wanted, name)]
-                    found = [r[measure] / best[name, measure] for r in mine if r[measure]]
-                    means.append(sum(found) / len(found) if found else None)
-                    if exact and found and not by:
-                        ratios[setting][name] = [sum(found) / len(found)]
+                means = [_mean_ratio(mine, name, measure, best[key]) for name in names]
                 if any(means):
                     shown = ("-" if mean is None else f"{mean:.2f}" for mean in means)
-                    yield f"| {name}{EXTRAS[extra]}{by} | {' | '.join(shown)} |"
-        most = max(map(len, ratios.values()))
+                    yield f"| {key}{extra}{by} | {' | '.join(shown)} |"
+                for found, mean in zip(clusters, means, strict=True):
+                    if mean is not None and key in exact and not by:
+                        found[key] = [mean]
+        most = max(map(len, clusters))
         if most > 1:
-            complete = (found if len(found) == most else None for found in ratios.values())
+            complete = (found if len(found) == most else None for found in clusters)
             shown = (clustered_mean(found).rounded(2) if found else "-" for found in complete)
-            yield f"| all exact problems{EXTRAS[extra]} | {' | '.join(shown)} |"
+            yield f"| all exact problems{extra} | {' | '.join(shown)} |"
+
+
+def _mean_ratio(rows: list[Row], setting: str, measure: str, best: Row) -> float | None:
+    """A setting's mean over seeds, relative to the best standard schedule; None if not measured."""
+    found = [
+        row[measure] / best[measure] for row in rows if row["setting"] == setting and row[measure]
+    ]
+    return fmean(found) if found else None
 
 
 def problem(row: Row) -> str:

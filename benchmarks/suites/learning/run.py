@@ -89,7 +89,6 @@ STEPS = {
     **dict.fromkeys(("demo", *NEW, *FLOW, *FLOW_SHIFTED), (4, 6)),
 }
 SEEDS = (0, 1, 2)
-DEMO_ONCE = (*dispatch.OFFICIAL, *OURS)
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -116,7 +115,7 @@ def _methods(model: str) -> Iterator[tuple[str, int]]:
     yield from [] if flow else [("dmn", 0)]
     ours = OURS if model in EARLIER else QUALITY_NORMAL
     for method in (*GITS, *([] if flow else dispatch.OFFICIAL), *ours):
-        once = model == "demo" and method in DEMO_ONCE
+        once = model == "demo" and method not in GITS
         for seed in SEEDS[:1] if once else SEEDS:
             yield method, seed
 

@@ -63,7 +63,6 @@ MEASURES = (
     "frechet", "sliced_wasserstein", "precision", "recall", "coverage", "inception_score",
     "spread_to_teacher", "heldout_error",
 )  # fmt: skip
-LEARNED = ("", "decoupled", "solver+mix")  # of `ours.EXTRAS`
 Measured = dict[tuple[int | None, str], tuple[float, int]]
 """(update, quantity) -> value and model calls."""
 
@@ -101,7 +100,7 @@ def _experiments() -> Iterator[tuple[dict[str, Any], list[tuple[str, float | Non
     descents_digits = [newton, *(("gradient", radius) for radius in (0.0, published, large))]
     errors = ("training_error", "heldout_error")
     yield cell("loss", "digits", "dpmpp_2m", 4), descents_digits, errors
-    learners = [(f"gauss-newton+{extra}".rstrip("+"), None) for extra in LEARNED]
+    learners = [newton, ("gauss-newton+decoupled", None), ("gauss-newton+solver+mix", None)]
     for sampler in ("dpmpp_2m", "ipndm"):
         for steps in (4, 6):
             methods = [
