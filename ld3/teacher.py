@@ -100,7 +100,8 @@ class TeacherSamples:
         """The teacher's rollouts of these noises; ValueError if the samples do not contain them."""
         if self.history is None or self.table is None:
             raise ValueError("these samples lack the teacher's rollouts: use `sample_teacher`")
-        return TeacherTrajectories(self.table, self.history, coordinate)
+        few = subsample(self.latent)
+        return TeacherTrajectories(self.table, self.history, coordinate, few)
 
 
 class Targets(Protocol):

@@ -40,9 +40,16 @@ class TeacherTrajectories:
         history: (n, 1+M, few), x_init, D_0, .., D_{M-1} of each rollout; (n, 1+2M, few) with the
             guidances of a CFG++ sampler.
         coordinate: the model's.
+        latent: (n, few), what the noise is added to; None for zeros.
     """
 
-    def __init__(self, table: SolverTable, history: Tensor, coordinate: Coordinate) -> None:
+    def __init__(
+        self,
+        table: SolverTable,
+        history: Tensor,
+        coordinate: Coordinate,
+        latent: Tensor | None = None,
+    ) -> None:
         # of several calls at one level the last received the corrected state
         last = {float(s): m for m, s in enumerate(table.state_sigmas) if s > 0}
         calls = [last[s] for s in sorted(last)]
@@ -55,7 +62,14 @@ class TeacherTrajectories:
         self._outputs = history[:, table.denoised][:, calls].movedim(1, 0)
         self._slopes = _parabola_slopes(self._u, self._outputs)
         self._guidance = history[:, 2::2][:, calls].movedim(1, 0) if table.outputs == 2 else None
-        self.start = history[:, 0]
+        self._start, self._first_level = history[:, 0], float(table.state_sigmas[0])
+        self._latent = torch.zeros_like(self._start) if latent is None else latent
+
+    def start(self, sigma: float) -> Tensor:
+        """The teacher's latents and noises, mixed for a sampler that begins at sigma: (n, few)."""
+        noise = self._start - self.coordinate.signal(self._first_level) * self._latent
+        share = sigma / self._first_level
+        return self.coordinate.signal(sigma) * self._latent + share * noise
 
     def states(self, sigma: float) -> Tensor:
         """All states at a noise level: (n, few)."""
@@ -84,7 +98,7 @@ class TeacherTrajectories:
         0 if the teacher's sampler does not use them.
         """
         if self._guidance is None:
-            return torch.zeros_like(self.start)
+            return torch.zeros_like(self._start)
         j = self._interval(sigma)
         return torch.lerp(self._guidance[j - 1], self._guidance[j], self._place(j, sigma)[0])
 

@@ -109,6 +109,22 @@ def test_for_gaussian_data_the_surrogate_is_exact_everywhere_at_the_teachers_lev
         )
 
 
+def test_for_gaussian_data_its_error_is_exact_for_schedules_that_begin_lower() -> None:
+    """As ddim_uniform does; at the teacher's levels, where the surrogate is exact."""
+    sigmas = karras(10, 0.03, 80.0)
+    lower = sigmas[[1, 3, 6, 9, 10]]
+    assert lower[0] < 0.7 * sigmas[0] and lower[-1] == 0
+    noise = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    table = EULER.table(sigmas)
+    # linear: a start scaled to match makes the samples' variance exactly that of the data
+    noise /= rollout(table, gaussian, [sigmas[0] * noise])[0].std() / VARIANCE**0.5
+    target = rollout(table, gaussian, [sigmas[0] * noise])[0]
+    student = EULER.table(lower)
+    error = float(rmse(rollout(student, gaussian, [lower[0] * noise])[0] - target).mean())
+    surrogate = surrogate_of(gaussian, table, sigmas[0] * noise)
+    assert surrogate.error(student) == pytest.approx(error, rel=1e-3)
+
+
 def test_between_the_teachers_levels_the_surrogate_converges_cubically() -> None:
     anywhere = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
 
@@ -244,7 +260,12 @@ class Ranking(NamedTuple):
     calls: int
 
 
-def ranked(extras: dict[str, Any], shared: bool = True, broken: tuple[str, ...] = ()) -> Ranking:
+def ranked(
+    extras: dict[str, Any],
+    shared: bool = True,
+    broken: tuple[str, ...] = (),
+    always: tuple[str, ...] = (),
+) -> Ranking:
     """Args: shared: first calls are the teacher's. broken: schedules with infinite results."""
     model = gmm16()
     parameters = few_parameters_of(model, sampler_of(model, "dpmpp_2m"), 4, **extras)
@@ -260,7 +281,7 @@ def ranked(extras: dict[str, Any], shared: bool = True, broken: tuple[str, ...] 
     known = training.trajectories(model.coordinate)
     surrogate = TrajectorySurrogate(known, subsample(training.target))
     objective, before = Objective(model, Distance()), model.calls
-    competitors = Competitors(parameters, baselines)
+    competitors = Competitors(parameters, baselines, always)
     stages: list[str] = []
     progress = ProgressReporter(model, 0, lambda event: stages.append(event.stage))
     given = objective, competitors, surrogate, validation, progress
@@ -295,6 +316,14 @@ def test_starts_are_ranked_by_the_model_in_different_basins(extras: dict[str, An
             sigmas = given.competitors.baselines[start.name].sigmas
             torch.testing.assert_close(parameters.levels.sigmas(start.theta[:3]), sigmas)
             assert not start.theta[3:].any()
+
+
+def test_a_schedule_that_begins_lower_is_ranked_but_is_no_start() -> None:
+    given = ranked({}, always=("ddim_uniform",))
+    levels = given.competitors.parameters.levels
+    assert given.competitors.baselines["ddim_uniform"].sigmas[0] < 0.9 * levels.start
+    assert "ddim_uniform" in given.scores
+    assert "ddim_uniform" not in {start.name for start in given.starts}
 
 
 def test_of_the_standard_schedules_those_best_on_the_surrogate_are_ranked() -> None:

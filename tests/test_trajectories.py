@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ld3.metrics import LATENT_DISTANCES, Distance
 from ld3.model import Model
-from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA
+from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA, Coordinate
 from ld3.solver_parameters import SolverParameters
 from ld3.table import SolverTable, combine, rollout
 from ld3.teacher import TeacherSamples, sample_teacher
@@ -162,6 +162,20 @@ def test_below_the_last_level_states_are_on_the_straight_line_to_the_last_output
     result, history = rollout(table, gmm16(), [START * noises()])
     trajectories = TeacherTrajectories(table, torch.stack(history, 1), LOG_SIGMA)
     torch.testing.assert_close(trajectories.states(1e-9), result, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("coordinate", [LOG_SIGMA, LOGIT_SIGMA], ids=["log", "logit"])
+def test_a_sampler_that_begins_lower_has_the_same_latents_and_noises(
+    coordinate: Coordinate,
+) -> None:
+    latent, noise = noises(), torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    sigmas = karras(6, 0.02, 0.9)
+    x = coordinate.signal(0.9) * latent + 0.9 * noise
+    history = torch.stack([x, *[torch.zeros_like(x)] * 6], 1)
+    trajectories = TeacherTrajectories(EULER.table(sigmas), history, coordinate, latent)
+    for sigma in (0.9, 0.7, 0.1):
+        expected = coordinate.signal(sigma) * latent + sigma * noise
+        torch.testing.assert_close(trajectories.start(sigma), expected, rtol=1e-5, atol=1e-5)
 
 
 class Case(NamedTuple):

@@ -61,7 +61,7 @@ class Start:
 class Competitors:
     """What is learned, and standard schedules by scheduler.
 
-    Those with the student's steps and calls can be starts; `always` are ranked first.
+    Those with the student's steps, calls and first level can be starts; `always` are ranked first.
     """
 
     parameters: FewParameters
@@ -116,7 +116,8 @@ class TrajectorySurrogate:
 
     def error(self, table: SolverTable) -> float:
         """Mean RMSE of a student to the teacher, on the surrogate; infinite for NaN."""
-        value = float(rmse(rollout(table, self, [self._teacher.start])[0] - self.target).mean())
+        start = self._teacher.start(float(table.state_sigmas[0]))  # ddim_uniform's is lower
+        value = float(rmse(rollout(table, self, [start])[0] - self.target).mean())
         return value if math.isfinite(value) else math.inf
 
 
@@ -242,7 +243,8 @@ def rank_starts(
     parameters, starts = competitors.parameters, []
     for name, score in scores.items():
         solver = competitors.baselines[name]
-        if solver.steps == parameters.steps and solver.table.model_calls == parameters.calls:
+        alike = solver.steps == parameters.steps and solver.table.model_calls == parameters.calls
+        if alike and math.isclose(solver.sigmas[0], parameters.levels.start, rel_tol=1e-3):
             theta = parameters.extended(parameters.levels.from_sigmas(solver.sigmas))
             starts.append(Start(name, theta, mean_score(score)))
     for i, theta in enumerate(found[:RANKED_SCHEDULES]):
