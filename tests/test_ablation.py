@@ -177,5 +177,5 @@ def test_figure_shows_both_measures_over_their_own_yardsticks() -> None:
     assert heights("teacher steps") == [pytest.approx([0.8])]
     text = ablation.summary(rows)
     assert f"| | l2 | {LPIPS} |" in text
-    assert "| demo dpmpp_2m 4, cfg 1, full solver | 0.50 | 0.60 |" in text
-    assert "| demo dpmpp_2m 4, cfg 1, full solver, by LPIPS | 0.75 | 0.50 |" in text
+    assert "| demo, dpmpp_2m, 4 steps, cfg 1, full solver | 0.50 | 0.60 |" in text
+    assert "| demo, dpmpp_2m, 4 steps, cfg 1, full solver, by LPIPS | 0.75 | 0.50 |" in text

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .summary import problem
+
 PANELS = {
     "soft radius": "soft teacher forcing, gradient: r in % of sqrt(d)",
     "noises": "training noises (+d: decoupled, +s: full solver)",
@@ -31,20 +33,20 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     Points are means over seeds, bars extend from minimum to maximum. Hollow points are the LPIPS of
     rows that have it, over the smallest of the nine schedulers.
     """
-    yardstick = {_problem(row): row for row in rows if row["setting"] == "scheduler:best"}
-    colours = {problem: f"C{i}" for i, problem in enumerate(yardstick)}
+    yardstick = {problem(row): row for row in rows if row["setting"] == "scheduler:best"}
+    colours = {name: f"C{i}" for i, name in enumerate(yardstick)}
     figure = Figure(figsize=(19, 9.5), dpi=90, layout="constrained")
     axes = figure.subplots(2, 3).flatten()
     for axis, (ablation, title) in zip(axes, PANELS.items(), strict=False):
         part = [row for row in rows if row["ablation"] == ablation]
         settings = list(dict.fromkeys(row["setting"] for row in part))
-        problems = [p for p in yardstick if any(_problem(row) == p for row in part)]
-        for i, problem in enumerate(problems):
-            own = [row for row in part if _problem(row) == problem]
-            shift = 0.08 * (i - (len(problems) - 1) / 2)
-            style = {"color": colours[problem], "ls": "none" if ablation in UNORDERED else "-"}
+        names = [name for name in yardstick if any(problem(row) == name for row in part)]
+        for i, name in enumerate(names):
+            own = [row for row in part if problem(row) == name]
+            shift = 0.08 * (i - (len(names) - 1) / 2)
+            style = {"color": colours[name], "ls": "none" if ablation in UNORDERED else "-"}
             for measure, filling in MEASURES.items():
-                points = _relative(own, settings, measure, yardstick[problem])
+                points = _relative(own, settings, measure, yardstick[name])
                 _points(axis, points, settings, shift, style | filling)
         labels = [re.sub(r"(?=\+[a-z])| (?=\()|(?<=-)(?=caption)", "\n", s) for s in settings]
         labels = [re.sub("^held", "matched", re.sub("^free", "not", label)) for label in labels]
@@ -57,16 +59,10 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
             axis.set_ylim(0, None)
         axis.grid(alpha=0.25)
     handles = [
-        Line2D([], [], marker="o", color=colour, label=problem)
-        for problem, colour in colours.items()
+        Line2D([], [], marker="o", color=colour, label=name) for name, colour in colours.items()
     ]
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=len(handles))
     return figure
-
-
-def _problem(row: dict[str, Any]) -> str:
-    guidance = "" if row["model"] != "demo" else f", cfg {row['cfg']:g}"
-    return f"{row['model']}, {row['sampler']}, {row['steps']} steps{guidance}"
 
 
 def _relative(

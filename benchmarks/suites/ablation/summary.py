@@ -64,5 +64,5 @@ def _mean_ratio(rows: list[Row], setting: str, measure: str, best: Row) -> float
 
 def problem(row: Row) -> str:
     """Model, sampler and steps; the demo model's guidance, too."""
-    name = f"{row['model']} {row['sampler']} {row['steps']}"
+    name = f"{row['model']}, {row['sampler']}, {row['steps']} steps"
     return name if row["model"] != "demo" else f"{name}, cfg {row['cfg']:g}"
