@@ -17,7 +17,7 @@ from torch import Tensor
 from ..few_parameters import FewParameters
 from ..solver_parameters import SolverParameters
 from ..step_transfer import LearnedParameters, nearest, transferred
-from ..table import Discretization
+from ..table import Discretization, SolverTable
 from ..teacher import TeacherSamples
 from .candidates import Competitors, Start, TrajectorySurrogate, rank_baselines, surrogate_search
 from .final_test import Chosen, measured_report
@@ -145,11 +145,8 @@ def _plan(problem: TrainingProblem, parameters: Parameters, settings: TrainingSe
     """For about `also_calls` model calls, more above 6 steps: half of them to rank and test."""
     budget = settings.also_calls * max(parameters.steps, 6) // 6
     z = parameters.extended(parameters.levels.even(parameters.steps))
-    # first calls that are the teacher's are not repeated
-    table = parameters.discretization(z).table
     sharing = problem.model.stateless
-    starts_alike = not problem.other_teacher and problem.teacher.table.starts_as(table)
-    shared = int(sharing and starts_alike)
+    shared = _shared_calls(problem, parameters.discretization(z).table)
     each = SAMPLINGS * (parameters.calls - shared)
     most = min(settings.validation_noises, settings.test_noises)
     noises = min(max(LEAST_NOISES, budget // 2 // each), most)
@@ -160,6 +157,12 @@ def _plan(problem: TrainingProblem, parameters: Parameters, settings: TrainingSe
     descent_noises = min(evaluations // max(iterations, 1), settings.training_noises)
     calls = noises * each + iterations * descent_noises * evaluation
     return _Plan(noises, iterations, descent_noises, calls)
+
+
+def _shared_calls(problem: TrainingProblem, table: SolverTable) -> int:
+    """1 if the first call is the teacher's, which is not repeated."""
+    known = problem.model.stateless and not problem.other_teacher
+    return int(known and problem.teacher.table.starts_as(table))
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,9 @@ class _Number:
         prepared, competitors = self.prepared, self.competitors
         progress, validating = prepared.progress, prepared.validating[: self.plan.noises]
         before = progress.calls
+        likely = replace(competitors, baselines=self._affordable())
         scores = rank_baselines(
-            prepared.objective, competitors, prepared.surrogate, validating, progress, STANDARDS
+            prepared.objective, likely, prepared.surrogate, validating, progress, STANDARDS
         )
         starts = self._starts(known, validating)
         history = [self._entry(start, before) for start in starts]
@@ -217,6 +221,20 @@ class _Number:
         )
         learned = self._tested(solver, report, best.error)
         return LearnedParameters(parameters, best.theta), learned
+
+    def _affordable(self) -> dict[str, Discretization]:
+        """Standard schedules that cost no more than planned.
+
+        Not ddim_uniform: it begins lower, so its first call is not the teacher's.
+        """
+
+        def calls(table: SolverTable) -> int:
+            return table.model_calls - _shared_calls(self.prepared.problem, table)
+
+        few, baselines = self.competitors.parameters, self.competitors.baselines
+        student = few.discretization(few.extended(few.levels.even(few.steps)))
+        planned = calls(student.table)
+        return {name: s for name, s in baselines.items() if calls(s.table) <= planned}
 
     def _starts(self, known: list[LearnedParameters], validating: TeacherSamples) -> list[Start]:
         """The solver stretched from the nearest number of steps, and the best on the surrogate."""
