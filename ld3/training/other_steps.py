@@ -17,7 +17,7 @@ from torch import Tensor
 from ..few_parameters import FewParameters
 from ..solver_parameters import SolverParameters
 from ..step_transfer import LearnedParameters, nearest, transferred
-from ..table import Discretization, SolverTable
+from ..table import Discretization
 from ..teacher import TeacherSamples
 from .candidates import Competitors, Start, TrajectorySurrogate, rank_baselines, surrogate_search
 from .final_test import Chosen, measured_report
@@ -135,6 +135,7 @@ def planned_calls(
 class _Plan(NamedTuple):
     """How a number of calls is spent: noises to rank and test, iterations with their noises."""
 
+    sampling: int  # calls of one student's sampling
     noises: int
     iterations: int
     descent_noises: int
@@ -146,8 +147,9 @@ def _plan(problem: TrainingProblem, parameters: Parameters, settings: TrainingSe
     budget = settings.also_calls * max(parameters.steps, 6) // 6
     z = parameters.extended(parameters.levels.even(parameters.steps))
     sharing = problem.model.stateless
-    shared = _shared_calls(problem, parameters.discretization(z).table)
-    each = SAMPLINGS * (parameters.calls - shared)
+    shared = problem.shares_first_call(parameters.discretization(z).table)
+    sampling = parameters.calls - shared
+    each = SAMPLINGS * sampling
     most = min(settings.validation_noises, settings.test_noises)
     noises = min(max(LEAST_NOISES, budget // 2 // each), most)
     difference = settings.gauss_newton.difference
@@ -156,13 +158,7 @@ def _plan(problem: TrainingProblem, parameters: Parameters, settings: TrainingSe
     iterations = min(MOST_ITERATIONS, evaluations)
     descent_noises = min(evaluations // max(iterations, 1), settings.training_noises)
     calls = noises * each + iterations * descent_noises * evaluation
-    return _Plan(noises, iterations, descent_noises, calls)
-
-
-def _shared_calls(problem: TrainingProblem, table: SolverTable) -> int:
-    """1 if the first call is the teacher's, which is not repeated."""
-    known = problem.model.stateless and not problem.other_teacher
-    return int(known and problem.teacher.table.starts_as(table))
+    return _Plan(sampling, noises, iterations, descent_noises, calls)
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,14 @@ class _Number:
         prepared, competitors = self.prepared, self.competitors
         progress, validating = prepared.progress, prepared.validating[: self.plan.noises]
         before = progress.calls
-        likely = replace(competitors, baselines=self._affordable())
+        # not ddim_uniform: it begins lower, so its first call is not the teacher's
+        affordable = {
+            name: s
+            for name, s in competitors.baselines.items()
+            if s.table.model_calls - prepared.problem.shares_first_call(s.table)
+            <= self.plan.sampling
+        }
+        likely = replace(competitors, baselines=affordable)
         scores = rank_baselines(
             prepared.objective, likely, prepared.surrogate, validating, progress, STANDARDS
         )
@@ -221,20 +224,6 @@ class _Number:
         )
         learned = self._tested(solver, report, best.error)
         return LearnedParameters(parameters, best.theta), learned
-
-    def _affordable(self) -> dict[str, Discretization]:
-        """Standard schedules that cost no more than planned.
-
-        Not ddim_uniform: it begins lower, so its first call is not the teacher's.
-        """
-
-        def calls(table: SolverTable) -> int:
-            return table.model_calls - _shared_calls(self.prepared.problem, table)
-
-        few, baselines = self.competitors.parameters, self.competitors.baselines
-        student = few.discretization(few.extended(few.levels.even(few.steps)))
-        planned = calls(student.table)
-        return {name: s for name, s in baselines.items() if calls(s.table) <= planned}
 
     def _starts(self, known: list[LearnedParameters], validating: TeacherSamples) -> list[Start]:
         """The solver stretched from the nearest number of steps, and the best on the surrogate."""

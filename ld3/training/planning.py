@@ -72,10 +72,8 @@ def calls_with(
     always = [competitors.baselines[name].table.model_calls for name in competitors.always]
     planned += s.test_noises * sum(always)
     planned += other_steps.planned_calls(problem, others, s)
-    sharing = problem.model.stateless and not problem.other_teacher
-    if not (sharing and problem.teacher.table.starts_as(even.table)):
+    if not problem.shares_first_call(even.table):
         return planned
-    # first calls that are the teacher's are not repeated
     teacher = problem.teacher.table
     shared = candidates.shared_first_calls(competitors, teacher, s.validation_noises)
     shared += samplings + (steps_alone.samplings(s) if alone else 0)

@@ -14,7 +14,7 @@ from ..model import Model
 from ..parameters import StepParameters
 from ..solver_parameters import SolverParameters
 from ..streams import Streams
-from ..table import Discretization
+from ..table import Discretization, SolverTable
 from ..tracing import TracedSampler
 from .candidates import Competitors
 from .dode import NO_DODE
@@ -60,6 +60,11 @@ class TrainingProblem:
     other_teacher: bool = False
     always: tuple[str, ...] = ()
     streams: Streams | None = None
+
+    def shares_first_call(self, table: SolverTable) -> bool:
+        """Whether a student's first call is the teacher's, which is not repeated."""
+        known = self.model.stateless and not self.other_teacher
+        return known and self.teacher.table.starts_as(table)
 
 
 def competitors_of(problem: TrainingProblem, settings: TrainingSettings) -> Competitors:
