@@ -43,32 +43,42 @@ class DemoUse(NamedTuple):
         return [demo.encode_prompt(text)[0] for text in self.texts]
 
 
+def trained(inputs: Any, sampler: str, steps: int, cfg: float, **changes: Any) -> Any:
+    """The result of LD3 Train Schedule at its defaults; the teacher samples anew.
+
+    Args:
+        inputs: `GraphInputs`. changes: other fields of `TrainingRequest`.
+    """
+    from ld3.comfy import folders
+    from ld3.comfy.requests import AUTO, TrainingRequest
+    from ld3.comfy.training_job import train_schedule
+
+    folders.register()
+    shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every training counts its teacher
+    fields: dict[str, Any] = {
+        "sampler_name": sampler, "steps": steps, "cfg": cfg, "denoise": 1.0, "seed": 0,
+        "teacher_sampler": "dpmpp_2m", "teacher_scheduler": AUTO, "teacher_steps": 20,
+        "distance": "pseudo-huber", "iterations": 0, "training_noises": 0, "heldout_noises": 0,
+        "batch_size": TRAINING_BATCH,
+    }  # fmt: skip
+    return train_schedule(inputs, TrainingRequest(**fields | changes), "bench", retrain=True)
+
+
 def learned(use: DemoUse, sampler: str, steps: int, seed: int) -> tuple[Discretization, int]:
     """What LD3 Train Schedule learns at its defaults, and the model calls it made.
 
     From several prompts it learns as from LD3 Prompt List.
     """
     from demo import demo_model as demo
-    from ld3.comfy import folders
     from ld3.comfy.job import GraphInputs
     from ld3.comfy.prompts import prompt_list
-    from ld3.comfy.requests import AUTO, TrainingRequest
-    from ld3.comfy.training_job import train_schedule
 
-    folders.register()
-    shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every training has its teacher
-    request = TrainingRequest(
-        sampler_name=sampler, steps=steps, cfg=use.cfg, denoise=1.0, seed=1000 * seed,
-        teacher_sampler="dpmpp_2m", teacher_scheduler=AUTO, teacher_steps=20,
-        distance="pseudo-huber", iterations=0, training_noises=0, heldout_noises=0,
-        batch_size=TRAINING_BATCH,
-    )  # fmt: skip
     prompts = use.conditionings
     positive = prompts[0] if len(prompts) == 1 else prompt_list(prompts)
     latent = {"samples": torch.zeros(1, 3, use.size, use.size)}
     negative = demo.encode_prompt("")[0]
     inputs = GraphInputs(demo.load_demo_model(use.model), positive, negative, latent)
-    schedule = train_schedule(inputs, request, "bench", retrain=True).schedule
+    schedule = trained(inputs, sampler, steps, use.cfg, seed=1000 * seed).schedule
     report = schedule.info.report
     calls = report["teacher_calls"] + report["training_calls"] + report["report_calls"]
     return Discretization(schedule.sigmas, schedule.table), calls

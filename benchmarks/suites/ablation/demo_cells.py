@@ -9,13 +9,13 @@ distance, so it is not independent.
 from __future__ import annotations
 
 import functools
-import shutil
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.measures import caption_network
+from benchmarks.problems import demo_use
 from benchmarks.problems.demo_model import PROMPT
 from benchmarks.problems.live_model import TEACHER
 from benchmarks.problems.problem import REFERENCE
@@ -63,32 +63,17 @@ def learn(cfg: float, teacher_steps: int, distance: str, lpips: bool) -> Measure
     from demo import demo_model as demo
     from ld3.comfy import folders, sampling
     from ld3.comfy.job import GraphInputs
-    from ld3.comfy.requests import TrainingRequest
-    from ld3.comfy.training_job import train_schedule
 
-    folders.register()
-    shutil.rmtree(folders.target_folder(), ignore_errors=True)  # every row counts its teacher
     vae = None
     if distance == LPIPS:
+        folders.register()
         caption_network.install(folders.lpips_folder())
         distance, vae = f"lpips-{caption_network.NET}", demo.load_demo_vae()
-    request = TrainingRequest(
-        sampler_name=SAMPLER,
-        steps=STEPS,
-        cfg=cfg,
-        denoise=1.0,
-        seed=0,
-        teacher_sampler=TEACHER[0],
-        teacher_scheduler=TEACHER[1],
-        teacher_steps=teacher_steps,
-        distance=distance,
-        iterations=0,
-        training_noises=0,
-        heldout_noises=0,
-        batch_size=16,
-    )
     inputs = GraphInputs(demo_model(), *prompts(), demo.empty_latent(), vae)
-    result = train_schedule(inputs, request, "ablation", retrain=True)
+    result = demo_use.trained(
+        inputs, SAMPLER, STEPS, cfg,
+        teacher_scheduler=TEACHER[1], teacher_steps=teacher_steps, distance=distance,
+    )  # fmt: skip
     learned = sampling.schedule_sampler(result.schedule)
     latents = samples(result.schedule.sigmas.float(), cfg, learned)
     report = result.report
