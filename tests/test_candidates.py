@@ -33,6 +33,7 @@ from ld3.training.candidates import (
     rank_baselines,
     rank_starts,
     shared_first_calls,
+    standard_starts,
     surrogate_search,
 )
 from ld3.training.report import ProgressReporter
@@ -316,6 +317,23 @@ def test_starts_are_ranked_by_the_model_in_different_basins(extras: dict[str, An
             sigmas = given.competitors.baselines[start.name].sigmas
             torch.testing.assert_close(parameters.levels.sigmas(start.theta[:3]), sigmas)
             assert not start.theta[3:].any()
+
+
+def test_the_best_standard_schedule_is_known_even_if_a_better_start_is_near() -> None:
+    given = ranked({})
+    standard = standard_starts(given.competitors, given.scores)
+    means = {name: float(score.mean()) for name, score in given.scores.items()}
+    assert len(standard) == len(means) == RANKED_BASELINES
+    assert [start.name for start in standard] == sorted(means, key=lambda name: means[name])
+    scores = given.scores | {standard[0].name: 2 * given.scores[standard[0].name]}
+    progress = ProgressReporter(given.objective.model, 0, lambda event: None)
+    beside = [standard[0].theta]  # found on the surrogate, and better than its scores say
+    starts = rank_starts(
+        given.objective, given.competitors, scores, beside, given.samples, progress
+    )
+    assert "trajectory 1" in {start.name for start in starts}
+    assert standard[0].name not in {start.name for start in starts}
+    assert standard[0].name in {start.name for start in standard_starts(given.competitors, scores)}
 
 
 def test_a_schedule_that_begins_lower_is_ranked_but_is_no_start() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ld3.metrics import rmse
 from ld3.model import Model
 from ld3.table import Discretization
-from ld3.training import final_test, other_steps
+from ld3.training import final_test, other_steps, other_steps_planning
 from ld3.training import train as train_module
 from ld3.training.other_steps import INTERPOLATED
 from ld3.training.planning import planned_calls, within_budget
@@ -118,6 +119,25 @@ def test_plain_sigmas_of_others_have_their_steps_and_ends(digits: Any) -> None:
         assert (plain[0], plain[-1]) == (other.report.sigmas[0], other.report.sigmas[-1])
 
 
+def test_steps_for_the_plain_sampler_are_learned_where_no_standard_schedule_begins() -> None:
+    """As below denoise 1, where standard schedules begin a little lower or higher."""
+    given = problem("flow")
+    settings = replace(SMALL, steps=4, also_steps=(3,), **FULL)
+    task = training_task(given, settings)
+
+    def lower(steps: int) -> dict[str, Tensor]:
+        return {"lower": 0.97 * torch.linspace(task.start_sigma, 0, steps + 1)}
+
+    task = replace(task, baselines=lower(4), schedules=lower)
+    learned = train(task, settings, *noises(given, settings))
+    for report in (learned.report, learned.others[3].report):
+        plain = report.steps_sigmas
+        assert report.chosen == "learned" and plain[0] == pytest.approx(task.start_sigma)
+        assert plain == sorted(plain, reverse=True)
+    assert learned.report.steps_error is not None
+    assert learned.others[3].report.steps_error is None  # nothing was measured
+
+
 @pytest.mark.parametrize("sampler", ["heun", "euler"])
 def test_steps_alone_and_samplers_of_several_calls_are_learned_too(sampler: str) -> None:
     learned = trained(problem("flow"), (5,), sampler)[0]
@@ -148,5 +168,13 @@ def test_between_numbers_that_return_a_standard_schedule_nothing_learned_is_inte
 
 
 def test_a_number_that_the_teacher_does_not_exceed_is_refused() -> None:
-    with pytest.raises(ValueError, match="teacher_steps is 24 and steps 24"):
+    with pytest.raises(ValueError, match="also_steps contains 24: teacher_steps is 24"):
         trained(problem("digits"), (24,))
+
+
+def test_a_number_with_more_calls_than_a_file_holds_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(other_steps_planning, "MOST_CALLS", 7)
+    with pytest.raises(ValueError, match="also_steps contains 8, .* makes 8 model calls"):
+        trained(problem("digits"), (8,))

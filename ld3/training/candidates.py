@@ -223,6 +223,18 @@ def _alike(levels: Tensor, others: Tensor, coordinate: Coordinate) -> bool:
     return float(difference.abs().max()) < SAME_SCHEDULE
 
 
+def standard_starts(competitors: Competitors, scores: dict[str, Tensor]) -> list[Start]:
+    """The standard schedules with scores that a descent can begin with, best first."""
+    parameters, starts = competitors.parameters, []
+    for name, score in scores.items():
+        solver = competitors.baselines[name]
+        alike = solver.steps == parameters.steps and solver.table.model_calls == parameters.calls
+        if alike and math.isclose(solver.sigmas[0], parameters.levels.start, rel_tol=1e-3):
+            theta = parameters.extended(parameters.levels.from_sigmas(solver.sigmas))
+            starts.append(Start(name, theta, mean_score(score)))
+    return sorted(starts, key=lambda start: start.error)
+
+
 def rank_starts(
     objective: Objective,
     competitors: Competitors,
@@ -240,13 +252,7 @@ def rank_starts(
     Raises:
         ValueError: every start ends in infinite or undefined values.
     """
-    parameters, starts = competitors.parameters, []
-    for name, score in scores.items():
-        solver = competitors.baselines[name]
-        alike = solver.steps == parameters.steps and solver.table.model_calls == parameters.calls
-        if alike and math.isclose(solver.sigmas[0], parameters.levels.start, rel_tol=1e-3):
-            theta = parameters.extended(parameters.levels.from_sigmas(solver.sigmas))
-            starts.append(Start(name, theta, mean_score(score)))
+    parameters, starts = competitors.parameters, standard_starts(competitors, scores)
     for i, theta in enumerate(found[:RANKED_SCHEDULES]):
         progress.stage("ranking candidates: from the teacher's trajectories")
         error = objective.error(parameters.discretization(theta), samples)

@@ -8,8 +8,8 @@ cost nothing: they are interpolated, and not tested.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +21,15 @@ from ..table import Discretization
 from ..teacher import TeacherSamples
 from .candidates import Competitors, Start, TrajectorySurrogate, rank_baselines, surrogate_search
 from .final_test import Chosen, measured_report
-from .gauss_newton import GaussNewton, Parameters, calls_per_noise
-from .problem import TrainingProblem, competitors_of
+from .gauss_newton import GaussNewton, Parameters
+from .other_steps_planning import STANDARDS, Plan, calls_of_standards, plan_of
+from .problem import TrainingProblem
 from .report import Learned, ProgressReporter, Report, ValidationEntry, finite
 from .settings import TrainingSettings
 from .steps_alone import without_extras
 from .successive_halving import descent_settings
 from .validation import Objective, may_lose
 
-STANDARDS = 2  # standard schedules that the model ranks
-SAMPLINGS = STANDARDS + 3 + 2  # per noise: a stretched, a searched, a descended student; two tests
-LEAST_NOISES = 4  # to rank and to test
-MOST_ITERATIONS = 4
 DESCENT = 12  # iterations of a whole descent, of which these are the second half
 INTERPOLATED = "interpolated"
 
@@ -105,62 +102,6 @@ def learn_other_steps(
     return dict(sorted(results.items()))
 
 
-def competitors_in_other_steps(
-    problem: TrainingProblem, settings: TrainingSettings
-) -> dict[int, Competitors]:
-    """What competes in each of the settings' other numbers of steps.
-
-    Raises:
-        ValueError: a number that the teacher or the noise levels do not allow.
-    """
-    found = {}
-    for steps in settings.also_steps:
-        assert problem.schedules is not None
-        other = replace(problem, baselines=problem.schedules(steps), always=())
-        found[steps] = competitors_of(other, replace(settings, steps=steps))
-    return found
-
-
-def planned_calls(
-    problem: TrainingProblem, others: dict[int, Competitors], settings: TrainingSettings
-) -> int:
-    """Model calls of `learn_other_steps`, at most."""
-    planned = 0
-    for competitors in others.values():
-        few = competitors.parameters
-        planned += max(_plan(problem, kind, settings).calls for kind in (few, few.all))
-    return planned
-
-
-class _Plan(NamedTuple):
-    """How a number of calls is spent: noises to rank and test, iterations with their noises."""
-
-    sampling: int  # calls of one student's sampling
-    noises: int
-    iterations: int
-    descent_noises: int
-    calls: int
-
-
-def _plan(problem: TrainingProblem, parameters: Parameters, settings: TrainingSettings) -> _Plan:
-    """For about `also_calls` model calls, more above 6 steps: half of them to rank and test."""
-    budget = settings.also_calls * max(parameters.steps, 6) // 6
-    z = parameters.extended(parameters.levels.even(parameters.steps))
-    sharing = problem.model.stateless
-    shared = problem.shares_first_call(parameters.discretization(z).table)
-    sampling = parameters.calls - shared
-    each = SAMPLINGS * sampling
-    most = min(settings.validation_noises, settings.test_noises)
-    noises = min(max(LEAST_NOISES, budget // 2 // each), most)
-    difference = settings.gauss_newton.difference
-    evaluation = calls_per_noise(parameters, z, difference, sharing) - shared
-    evaluations = max(0, budget - noises * each) // evaluation
-    iterations = min(MOST_ITERATIONS, evaluations)
-    descent_noises = min(evaluations // max(iterations, 1), settings.training_noises)
-    calls = noises * each + iterations * descent_noises * evaluation
-    return _Plan(sampling, noises, iterations, descent_noises, calls)
-
-
 @dataclass(frozen=True)
 class _Number:
     """A further number of steps, to be learned."""
@@ -168,7 +109,7 @@ class _Number:
     prepared: Prepared
     competitors: Competitors
     parameters: Parameters  # that a descent learns
-    plan: _Plan
+    plan: Plan
 
     @staticmethod
     def of(prepared: Prepared, steps: int, first: LearnedParameters) -> _Number:
@@ -180,7 +121,7 @@ class _Number:
         parameters = few = competitors.parameters
         if not FewParameters(first.parameters).describes(first.theta):
             parameters = few.all
-        plan = _plan(prepared.problem, parameters, prepared.settings)
+        plan = plan_of(prepared.problem, competitors, parameters, prepared.settings)
         return _Number(prepared, competitors, parameters, plan)
 
     def learned(self, known: list[LearnedParameters]) -> tuple[LearnedParameters, Learned]:
@@ -192,13 +133,8 @@ class _Number:
         prepared, competitors = self.prepared, self.competitors
         progress, validating = prepared.progress, prepared.validating[: self.plan.noises]
         before = progress.calls
-        # not ddim_uniform: it begins lower, so its first call is not the teacher's
-        affordable = {
-            name: s
-            for name, s in competitors.baselines.items()
-            if s.table.model_calls - prepared.problem.shares_first_call(s.table)
-            <= self.plan.sampling
-        }
+        calls, solvers = calls_of_standards(prepared.problem, competitors), competitors.baselines
+        affordable = {n: s for n, s in solvers.items() if calls[n] <= self.plan.standard}
         likely = replace(competitors, baselines=affordable)
         scores = rank_baselines(
             prepared.objective, likely, prepared.surrogate, validating, progress, STANDARDS
@@ -287,7 +223,9 @@ class _Number:
             first, *_, last = report.sigmas
             if len(baseline.sigmas) == len(report.sigmas) and first > baseline.sigmas[1]:
                 sigmas = [first, *baseline.sigmas[1:-1], last]
-                report = replace(report, steps_sigmas=sigmas, steps_error=baseline.test_error)
+                same = math.isclose(first, baseline.sigmas[0], rel_tol=1e-3)
+                tested = baseline.test_error if same else None  # of other levels
+                report = replace(report, steps_sigmas=sigmas, steps_error=tested)
         return Learned(solver, replace(report, report_calls=progress.calls - before))
 
     def _stage(self, stage: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from . import candidates, dode, other_steps, steps_alone, successive_halving
+from . import candidates, dode, other_steps_planning, steps_alone, successive_halving
 from .budget import within
 from .candidates import Competitors
 from .gradient import descent as gradient_descent
-from .other_steps import competitors_in_other_steps
+from .other_steps_planning import competitors_in_other_steps
 from .problem import TrainingProblem, competitors_of
 from .settings import TrainingSettings
 from .steps_saved import COMPARED_NOISES
@@ -65,13 +65,13 @@ def calls_with(
         planned += (s.training_noises + s.validation_noises) * calls
     planned += 2 * s.test_noises * calls
     rivals = [problem.own] if problem.own else []
-    if problem.standard and problem.baselines:
-        rivals.append(problem.standard(next(iter(problem.baselines))))
+    if problem.standard and competitors.baselines:
+        rivals.append(problem.standard(next(iter(competitors.baselines))))
     compared = min(COMPARED_NOISES, s.test_noises)
     planned += compared * sum(rival.most_calls for rival in rivals)
     always = [competitors.baselines[name].table.model_calls for name in competitors.always]
     planned += s.test_noises * sum(always)
-    planned += other_steps.planned_calls(problem, others, s)
+    planned += other_steps_planning.planned_calls(problem, others, s)
     if not problem.shares_first_call(even.table):
         return planned
     teacher = problem.teacher.table

@@ -35,7 +35,8 @@ def learn_steps_alone(
 
     Args:
         parameters: of the full solver.
-        start: a standard schedule; of its theta only the noise levels are used.
+        start: a standard schedule, or one whose error without extras is unknown (infinite); of its
+            theta only the noise levels are used.
         sets: training and validation samples.
     """
     training, validating = sets

@@ -25,11 +25,13 @@ from .candidates import (
     TrajectorySurrogate,
     rank_baselines,
     rank_starts,
+    standard_starts,
     surrogate_search,
 )
 from .final_test import Chosen, measured_report
 from .gradient import descent as gradient_descent
-from .other_steps import Prepared, competitors_in_other_steps, learn_other_steps
+from .other_steps import Prepared, learn_other_steps
+from .other_steps_planning import competitors_in_other_steps
 from .output_mix import output_mix
 from .planning import calls_with
 from .problem import TrainingProblem, competitors_of
@@ -98,10 +100,12 @@ def train(
             parameters, starts[: settings.starts], training, validation, settings
         )
     plain = None
-    standard = [start for start in starts if start.name in scores]
-    if parameters.extras and standard:
+    if parameters.extras:
+        standard = standard_starts(competitors, scores)
+        # below denoise 1 none may begin where the teacher does
+        start = standard[0] if standard else replace(best, error=math.inf)
         both = training, validating
-        plain = learn_steps_alone(objective, parameters, standard[0], both, settings, progress)
+        plain = learn_steps_alone(objective, parameters, start, both, settings, progress)
     lambdas = _add_extras(problem, settings, training, validation)
     training_calls = progress.calls - teacher_calls
     solver = validation.best.student
