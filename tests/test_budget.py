@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 from ld3.training.budget import (
     DESCENTS,
@@ -158,6 +159,39 @@ def test_a_training_that_costs_nothing_per_noise_gets_all_training_noises() -> N
     assert (found.descents, found.iterations) == DESCENTS[0]
     assert found.training_noises == found.gauss_newton.noises == 50 - 2 * 10 == 30
     assert (found.validation_noises, found.test_noises) == (10, 10)
+
+
+def test_a_standard_schedule_that_cannot_be_run_is_not_planned_for() -> None:
+    given, asked = problem("gmm16"), []
+
+    def standard(scheduler: str) -> Rival:
+        asked.append(scheduler)
+        return rival(given, "dpmpp_2m", scheduler, (STANDARD_MULTIPLES, 8))
+
+    settings = TrainingSettings(steps=4)
+    task = training_task(given, settings, standard=standard)
+    other = replace(task, baselines={"broken": torch.zeros(0)} | task.baselines)
+    assert planned_calls(other, settings) == planned_calls(task, settings)
+    assert "broken" not in asked and asked
+
+
+@pytest.mark.slow
+def test_the_users_own_schedule_is_counted_once_if_it_is_the_best_standard_one() -> None:
+    """And no call is made for it that the best standard schedule's does not need."""
+    given, settings = problem("gmm16"), TrainingSettings(steps=4, **FULL)
+    baselines = {"karras": scheduled(given.model, "dpmpp_2m", 4).sigmas}
+    own = rival(given, "dpmpp_2m", "karras", (OWN_MULTIPLES, 4 * MOST_OWN))
+    rivals = {
+        "teacher": scheduled(given.model, "dpmpp_2m", 20),
+        "baselines": baselines,
+        "own": own,
+        "standard": lambda scheduler: replace(own, name=f"dpmpp_2m + {scheduler}"),
+    }
+    task = training_task(given, settings, **rivals)
+    report = learn(given, within_budget(task, settings, 2_500), **rivals).report
+    assert report.chosen == "learned"
+    assert [curve.name for curve in report.compared] == [own.name]
+    assert report.compared[0].steps[0] == 4  # known from the test
 
 
 @pytest.mark.slow

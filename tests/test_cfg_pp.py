@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from demo.demo_model import encode_prompt, load_demo_model
-from ld3.comfy import core_samplers, training_run
+from ld3.comfy import core_samplers, rivals, training_run
 from ld3.comfy.executor import TableSampler
 from ld3.comfy.guided_run import GuidedRun, run
 from ld3.comfy.guiders import cfg_guider
@@ -125,6 +125,23 @@ def test_a_full_solver_is_executed_as_it_was_learned(learn: Any, inputs: GraphIn
     guider = cfg_guider(inputs.model, inputs.positive, inputs.negative, CFG)
     expected = run(guider, torch.zeros(1, 3, 8, 8), schedule.sigmas, task)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cfg_pp_sampler_is_compared_with_itself_and_with_no_other(learn: Any) -> None:
+    """Auto would take euler for a flow model."""
+    model = load_demo_model("flow")
+    request = TrainingRequest(
+        **{k: v for k, v in TINY.items() if k not in ("name", "retrain")} | CFG_PP
+    )
+    wrap = core_samplers.stand_in_guider(model)
+    found = rivals.own(model, wrap, request, outputs=2)
+    assert found is not None and found.name == "euler_cfg_pp + simple"
+    assert found.solver(3).table.outputs == 2
+    plain = rivals.own(model, wrap, replace(request, sampler_name="dpmpp_2m"))
+    assert plain is not None and plain.name == "euler + simple"
+    for sampler, outputs in (("euler", 2), ("euler_cfg_pp", 1)):
+        with pytest.raises(ValueError, match="compare_sampler is .* a CFG.* sampler"):
+            rivals.own(model, wrap, replace(request, compare_sampler=sampler), outputs=outputs)
 
 
 @pytest.mark.parametrize(

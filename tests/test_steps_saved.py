@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ld3.comfy.rivals import most_calls
 from ld3.metrics import Distance
 from ld3.table import Discretization
 from ld3.teacher import TeacherSamples, sample_teacher
@@ -85,6 +86,16 @@ def test_numbers_of_steps_that_cannot_be_made_are_left_out(
     learned = 0.5 * error_of(given, samples, 2 * STEPS)
     curve = steps_curve(rival, (STEPS, learned), objective, samples)
     assert curve.steps == [2 * STEPS] and curve.equal_steps() == (2 * STEPS, True)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
+def test_runs_make_no_more_calls_than_planned_for_samplers_of_fewer_last_calls(
+    given: Problem, sampler: str
+) -> None:
+    """heun makes 2 N - 1 calls."""
+    calls = {n: scheduled(given.model, sampler, n * STEPS).table.model_calls for n in (1, 2, 3, 5)}
+    most = most_calls(scheduled(given.model, sampler, STEPS), MOST_OWN)
+    assert calls[3] + calls[5] <= most < calls[3] + calls[5] + STEPS
 
 
 def test_known_errors_are_not_measured_again(given: Problem, samples: TeacherSamples) -> None:

@@ -25,6 +25,7 @@ from .executor import TableSampler
 from .guiders import TEACHER, check_same_latents, kind_of
 from .levels import Span, resampled_levels
 from .requests import TrainingOptions
+from .rivals import most_calls
 from .training_setup import TrainingSetup
 from .two_models import LOW_GUIDER, boundary_of, check_both_used, together
 
@@ -151,7 +152,7 @@ def setup_of_connected(inputs: ConnectedInputs, request: TrainingOptions) -> Tra
             return traced.discretization(levels(scheduler, steps))
 
         multiples, most = (OWN_MULTIPLES, MOST_OWN) if own else (STANDARD_MULTIPLES, MOST_STANDARD)
-        calls = most * solver(request.steps).table.model_calls
+        calls = most_calls(solver(request.steps), most)
         return Rival(f"{label} + {scheduler}", solver, multiples, calls)
 
     teacher = {"sampler": label, "steps": len(sigmas) - 1, "requested": CONNECTED}

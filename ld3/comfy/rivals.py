@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,18 +24,27 @@ FLOW = ("euler", "simple")
 
 
 def own(
-    model: Any, model_wrap: Any, request: TrainingRequest, boundary: float = 0.0
+    model: Any,
+    model_wrap: Any,
+    request: TrainingRequest,
+    boundary: float = 0.0,
+    outputs: int = 1,
 ) -> Rival | None:
     """The sampler and scheduler of compare_sampler and compare_scheduler.
 
-    "auto" is euler and simple for flow models; for others the student's sampler and karras. None if
-    both are auto and cannot run.
+    "auto" is euler and simple for flow models; for others the student's sampler and karras. A CFG++
+    sampler is compared with itself. None if both are auto and cannot run.
+
+    Args:
+        outputs: per call of the student's sampler, see `ld3.table`.
 
     Raises:
         ValueError: they cannot run; names the widget.
     """
     flow = core_samplers.is_flow(model.get_model_object("model_sampling"))
     usual = FLOW if flow else (request.sampler_name, "karras")
+    if outputs == 2:
+        usual = request.sampler_name, usual[1]
     chosen = (request.compare_sampler, request.compare_scheduler)
     sampler, scheduler = (u if c == AUTO else c for c, u in zip(chosen, usual, strict=True))
     schedule = core_samplers.scheduler_sigmas(
@@ -45,6 +55,12 @@ def own(
             "compare_sampler", sampler, schedule, model_wrap, boundary
         )
         solver = partial(_solver, model, traced, (sampler, scheduler), request.denoise)
+        if solver(request.steps).table.outputs != outputs:
+            raise ValueError(
+                f"compare_sampler is {sampler!r} and sampler_name {request.sampler_name!r}, one of "
+                "which is a CFG++ sampler: a cfg means another strength for it. Choose "
+                f"{request.sampler_name!r} to compare with, or auto"
+            )
         return _rival(solver, (sampler, scheduler), request.steps, OWN_MULTIPLES, MOST_OWN)
     except ValueError as error:
         if chosen == (AUTO, AUTO):
@@ -72,7 +88,17 @@ def _rival(
     most: int,
 ) -> Rival:
     """Sampler and scheduler of these names, for a student of `steps`."""
-    return Rival(" + ".join(names), solver, multiples, most * solver(steps).table.model_calls)
+    calls = most_calls(solver(steps), most)
+    return Rival(" + ".join(names), solver, multiples, calls)
+
+
+def most_calls(solver: Discretization, most: int) -> int:
+    """Model calls per noise, at most, in `most` times the solver's steps, several runs together.
+
+    Some samplers, as heun, make one call less in the last step, which is the fewer calls in all the
+    more steps a run has.
+    """
+    return most * solver.steps * math.ceil(solver.table.model_calls / solver.steps)
 
 
 def _solver(

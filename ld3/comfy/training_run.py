@@ -78,7 +78,7 @@ class _Test(NamedTuple):
 
     @property
     def wasted(self) -> int:
-        """Those of them that the training cannot use."""
+        """Those of them that the training cannot use, if it finds the others in its store."""
         first = next(iter(self.candidates.values())).solver.table.model_calls
         return self.calls - first * sum(len(noise) for noise, _ in self.rounds)
 
@@ -221,10 +221,14 @@ class TrainingRun:
         sampler = problem.teacher_sampler
         assert sampler is not None
         test = self._test(guided, sampler, noises, settings.training_noises)
+        wasted = 0
         if test:
-            settings = within_budget(problem, self.settings, budget - test.wasted)
+            # the samples of other batches than the training's, or that are not kept, are of no use
+            other = guided.model.batch_size > teacher_choice.MOST_NOISES
+            wasted = test.calls if other or not self.teacher_store.most_bytes else test.wasted
+            settings = within_budget(problem, self.settings, budget - wasted)
         settings = request.with_numbers(settings)
-        calls = planned_calls(problem, settings) + (test.wasted if test else 0)
+        calls = planned_calls(problem, settings) + wasted
         show_cost(request.steps, calls, calls * seconds)
         return settings
 

@@ -99,7 +99,9 @@ def setup_of_widgets(guider: Any, request: TrainingRequest) -> TrainingSetup:
         lambda steps: core_samplers.standard_schedules(
             model, request.sampler_name, steps, request.denoise
         ),
-        lambda wrap, sampler: rivals.own(model, wrap, request, boundary),
+        lambda wrap, sampler: rivals.own(
+            model, wrap, request, boundary, sampler.table(teachers.sigmas[teachers.first]).outputs
+        ),
         partial(rivals.standard, model, request),
         teacher_facts=request.teacher_facts(),
         described={

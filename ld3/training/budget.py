@@ -64,10 +64,12 @@ def within(
         if smallest:
             break
         noises = int(SMALLER * noises)
+    fewer = "steps, also_steps" if settings.also_steps else "steps"
     raise ValueError(
         f"a budget of {calls} model calls is too small: the smallest training samples the teacher "
         f"{sets.noises} times with {teacher_calls} calls each and makes {once} calls in all: "
-        "choose a higher quality or more minutes, fewer teacher_steps or fewer steps"
+        "choose more minutes where they are set, or else a higher quality; or use fewer "
+        f"{fewer}, or a teacher of fewer steps (teacher_steps, or its sigmas)"
     )
 
 

@@ -82,7 +82,11 @@ def measured_report(
         if problem.standard:
             steps = len(problem.baselines[name]) - 1
             known = {steps: float(standard.errors[: len(few)].mean())}
-            rivals.append((problem.standard(name), known))
+            best = problem.standard(name)
+            if problem.own and problem.own.name == best.name:  # the user's own is the best one
+                rivals = [(problem.own, known)]
+            else:
+                rivals.append((best, known))
     if report.chosen != "learned" or learned.error is None:
         return replace(report, steps_sigmas=[])
     if report.steps_sigmas:
