@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from ld3.comfy import core_samplers
 from ld3.comparison_picture import LEAST_CELL, Column, comparison_picture, comparison_table
 from ld3.manual_sigmas import manual_sigmas
 from ld3.plots import levels_picture
+from ld3.training.report import Baseline, Report
 
 TRAINING = {
     "sampler_name": "dpmpp_2m", "steps": 2, "cfg": 1.0, "name": "compared", "seed": 0,
@@ -58,6 +61,25 @@ def test_a_comparison_has_reference_standard_and_learned_columns_with_costs_and_
     assert len(found) in (3, 4)  # the best standard may be the learned schedule's own start
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
     assert 0 <= picture.min() and picture.max() <= 1
+
+
+def test_the_best_standard_is_what_competed_even_if_no_scheduler_makes_it(
+    compared: Any, inputs: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in LD3 Train Schedule (Advanced), whose connected sigmas may be the best."""
+    schedule = inputs["schedule"]
+    expected = columns(compared(compare_with="dpmpp_2m + simple")[1])["dpmpp_2m + simple"]
+    sigmas = core_samplers.scheduler_sigmas(inputs["model"], "dpmpp_2m", "simple", 2, 1.0)
+    best = Baseline(sigmas.tolist(), 2, comparable=True, test_error=0.0)
+    report = Report.from_json(schedule.info.report)
+    report = replace(report, baselines={"connected sigmas": best}, chosen="learned")
+    info = replace(schedule.info, report=report.as_json())
+    other = replace(schedule, info=info)
+    found = columns(compared(schedule=other, compare_with="best standard")[1])
+    assert found["dpmpp_2m + connected sigmas"] == expected
+    unknown = replace(schedule, info=replace(info, sampler="sample_with_options"))
+    found = columns(compared(schedule=unknown, compare_with="best standard")[1])
+    assert len(found) == 2 and "'sample_with_options' is not installed" in caplog.text
 
 
 def test_the_error_of_more_steps_of_the_reference_is_smaller(compared: Any) -> None:

@@ -34,11 +34,6 @@ class Standard(NamedTuple):
     sampler: str
     scheduler: str
 
-    @property
-    def name(self) -> str:
-        """As users write it."""
-        return f"{self.sampler} + {self.scheduler}"
-
 
 @dataclass(frozen=True)
 class ComparisonRequest:
@@ -117,7 +112,16 @@ def compare(
     reference = _reference(model, first, request.cfg)
     target = _samples(inputs, request, reference.prepared)
     columns = [_column(inputs, reference, target, None)]
-    ways = [_standard(model, first, _best(first, entry), request.cfg) for entry in entries]
+    ways = list[_Way | None]()
+    for entry in entries:
+        if entry == BEST and not core_samplers.is_installed(first.info.sampler):
+            warnings.append(
+                f"compare_with contains {BEST!r}, which is left out: the schedule's sampler "
+                f"{first.info.sampler!r} is not installed here, or has options"
+            )
+            continue
+        way = _best(model, first, request.cfg) if isinstance(entry, str) else None
+        ways.append(way if isinstance(entry, str) else _standard(model, first, entry, request.cfg))
     for schedule in inputs.schedules:
         prepared = prepared_sampling(schedule, model, request.cfg, low_model=inputs.low_noise_model)
         warnings += prepared.warnings
@@ -139,12 +143,15 @@ class _Way:
     learned: bool = False
 
 
-def _best(schedule: Schedule, entry: Standard | str) -> Standard | None:
-    """The best standard schedule by name, where the schedule's report knows it."""
-    if isinstance(entry, Standard):
-        return entry
-    name = Report.from_json(schedule.info.report).best_baseline()
-    return None if name is None else Standard(0, schedule.info.sampler, name)
+def _best(model: Any, schedule: Schedule, cfg: float) -> _Way | None:
+    """The best standard schedule that competed in training; None if the report knows none."""
+    report = Report.from_json(schedule.info.report)
+    name = report.best_baseline()
+    if name is None:
+        return None
+    # of connected sigmas there is no scheduler, or it began elsewhere
+    sigmas = torch.tensor(report.baselines[name].sigmas)
+    return _way(model, (schedule.info.sampler, name), sigmas, cfg, schedule.info.boundary)
 
 
 def _reference(model: Any, schedule: Schedule, cfg: float) -> _Way:
@@ -160,9 +167,7 @@ def _reference(model: Any, schedule: Schedule, cfg: float) -> _Way:
     return _way(model, names, sigmas, cfg, info.boundary)
 
 
-def _standard(model: Any, schedule: Schedule, chosen: Standard | None, cfg: float) -> _Way | None:
-    if chosen is None:
-        return None
+def _standard(model: Any, schedule: Schedule, chosen: Standard, cfg: float) -> _Way:
     names, steps = (chosen.sampler, chosen.scheduler), chosen.steps or schedule.info.steps
     sigmas = core_samplers.scheduler_sigmas(model, *names, steps, schedule.info.denoise)
     return _way(model, names, sigmas, cfg, schedule.info.boundary)
