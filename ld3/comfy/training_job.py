@@ -205,10 +205,11 @@ def _trained(training: TrainingRun, name: str, retrain: bool) -> TrainingResult:
     training = replace(training, journal=journal, keep=keep)
     first_sigmas = setup.teachers.sigmas[setup.teachers.first]
     try:
-        schedule = _schedule(training, _outcome(training, first_sigmas), key)
+        outcome = _outcome(training, first_sigmas)
     except ValueError:
         journal.remove()  # the same settings would fail again
         raise
+    schedule = _schedule(training, outcome, key)
     saved = folders.save_schedule(schedule, name)
     if not saved.problems:
         journal.remove()

@@ -18,6 +18,7 @@ from ..teacher import TeacherSamples
 from .validation import Objective
 
 MIX_RIDGE = 1e-3  # relative to the mean of the diagonal
+LEAST_SCALE = 1e-12
 
 
 def output_mix(
@@ -26,7 +27,8 @@ def output_mix(
     """The student with the mix that brings these samples closest to their targets; None if
     undefined.
 
-    Latents are compared whatever the distance; its weights keep outliers from dominating.
+    Latents are compared whatever the distance; its weights keep outliers from dominating, for a
+    distance of images those of pseudo-Huber at the batch's median error.
     """
     distance, (calls, columns) = objective.distance, _mixed(student.table)
     if calls < 2:
@@ -55,14 +57,20 @@ def _equations(
     distance, (calls, columns) = objective.distance, _mixed(student.table)
     a = torch.zeros(calls - 1, calls - 1, dtype=torch.float64)
     g = torch.zeros(calls - 1, dtype=torch.float64)
-    latent = Distance("pseudo-huber", distance.scale) if distance.image_features else distance
+
+    def weights(residual: Tensor) -> Tensor:
+        if not distance.image_features:
+            return distance.weights(residual)
+        # its scale is of images
+        scale = float(residual.square().mean(1).sqrt().median())
+        return Distance("pseudo-huber", max(scale, LEAST_SCALE)).weights(residual)
 
     def of(batch: TeacherSamples) -> tuple[Tensor, Tensor]:
         result, history = batch.student(objective.model, student)
         residual = (batch.target - result).flatten(1).float()
         outputs = torch.stack([output.flatten(1).float() for output in history[columns]], 1)
         differences = outputs[:, :-1] - outputs[:, -1:]
-        weighted = latent.weights(residual).unsqueeze(1) * differences
+        weighted = weights(residual).unsqueeze(1) * differences
         matrix = torch.einsum("bkd,bld->kl", weighted, differences).cpu().double()
         return matrix, torch.einsum("bkd,bd->k", weighted, residual).cpu().double()
 
