@@ -14,7 +14,11 @@ from benchmarks.problems.mixtures import mixture_2d, mixture_denoiser
 from ld3.comfy.auto_teacher import KARRAS_BETA
 from ld3.comfy.requests import AUTO
 from ld3.parameters import LOG_SIGMA, LOGIT_SIGMA, check_sigmas
+from ld3.training.planning import within_budget
 from ld3.training.teacher_choice import (
+    JUDGED_NOISES,
+    LEAST_NOISES,
+    ROUNDS,
     Candidate,
     TeacherCheck,
     check_teachers,
@@ -264,3 +268,44 @@ def test_progress_counts_the_check_and_never_runs_backwards(
     reused = 8 * TINY["teacher_steps"]
     # some planned calls are not needed, such as first calls that are the teacher's
     assert calls[-1] + reused <= events[-1].planned_calls <= 1.2 * (calls[-1] + reused)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "cache_gb", "used"),
+    [(8, 4.0, True), (8, 0.0, False), (32, 4.0, False)],
+    ids=["kept", "not kept", "other batches"],
+)
+def test_a_budget_counts_what_the_training_cannot_use_of_a_check(
+    batch_size: int,
+    cache_gb: float,
+    used: bool,
+    demo_inputs: dict[str, Any],
+    ld3_folder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ld3.comfy import training_job, training_run
+    from ld3.comfy.job import GraphInputs
+    from ld3.comfy.requests import TrainingRequest
+
+    class Known(Exception):
+        pass
+
+    budgets: list[int] = []
+
+    def recorded(problem: Any, settings: Any, calls: int) -> Any:
+        budgets.append(calls)
+        if len(budgets) == 2:
+            raise Known
+        return within_budget(problem, settings, calls)
+
+    monkeypatch.setattr(training_run, "within_budget", recorded)
+    kept = {key: value for key, value in TINY.items() if key not in ("name", "retrain")}
+    automatic = {"iterations": 0, "training_noises": 0, "heldout_noises": 0, "quality": "normal"}
+    changes = {"batch_size": batch_size, "teacher_steps": 20, "learn": "time steps"}
+    request = TrainingRequest(**kept | automatic | changes)
+    parts = ("model", "positive", "negative", "latent_image")
+    inputs = GraphInputs(*(demo_inputs[part] for part in parts))
+    with pytest.raises(Known):
+        training_job.train_schedule(inputs, request, "budget", True, cache_gb)
+    made = ROUNDS * (2 * LEAST_NOISES * 20 + JUDGED_NOISES * 40)
+    assert budgets[0] - budgets[1] == made - used * ROUNDS * LEAST_NOISES * 20
