@@ -197,3 +197,20 @@ def test_the_output_mix_finds_a_mix_that_made_the_targets() -> None:
     after, before = (float(errors(model, s, samples).mean()) for s in (found, student))
     assert after < 0.1 * before
     torch.testing.assert_close(found.table.weights.sum(), student.table.weights.sum())
+
+
+def test_the_output_mix_of_an_image_distance_does_not_depend_on_the_images_unit() -> None:
+    """Latents are compared, whose errors have another one."""
+    model = gmm16()
+    model.batch_size = 8
+    student, noise = scheduled(model, "dpmpp_2m", 4), noises((16,), 32).noise
+    target = model.sample(scheduled(model, "dpmpp_2m", 20), noise, torch.zeros_like(noise))[0]
+    samples = TeacherSamples(noise, torch.zeros_like(noise), target)
+    found = [
+        output_mix(Objective(model, Distance("pixel-l2", scale, torch.flatten)), student, samples)
+        for scale in (1e-6, 1.0)
+    ]
+    assert found[0] is not None and found[1] is not None
+    assert torch.equal(found[0].table.weights, found[1].table.weights)
+    latent = output_mix(Objective(model, Distance("l2")), student, samples)
+    assert latent is not None and not torch.equal(latent.table.weights, found[0].table.weights)
