@@ -114,14 +114,15 @@ def compare(
     columns = [_column(inputs, reference, target, None)]
     ways = list[_Way | None]()
     for entry in entries:
-        if entry == BEST and not core_samplers.is_installed(first.info.sampler):
+        if isinstance(entry, Standard):
+            ways.append(_standard(model, first, entry, request.cfg))
+        elif core_samplers.is_installed(first.info.sampler):
+            ways.append(_best(model, first, request.cfg))
+        else:
             warnings.append(
                 f"compare_with contains {BEST!r}, which is left out: the schedule's sampler "
                 f"{first.info.sampler!r} is not installed here, or has options"
             )
-            continue
-        way = _best(model, first, request.cfg) if isinstance(entry, str) else None
-        ways.append(way if isinstance(entry, str) else _standard(model, first, entry, request.cfg))
     for schedule in inputs.schedules:
         prepared = prepared_sampling(schedule, model, request.cfg, low_model=inputs.low_noise_model)
         warnings += prepared.warnings

@@ -95,8 +95,8 @@ def _rival(
 def most_calls(solver: Discretization, most: int) -> int:
     """Model calls per noise, at most, in `most` times the solver's steps, several runs together.
 
-    Some samplers, as heun, make one call less in the last step, which is the fewer calls in all the
-    more steps a run has.
+    Counted by calls per step, rounded up: some samplers, as heun, make one call less in their last
+    step, so a longer run has more calls per step.
     """
     return most * solver.steps * math.ceil(solver.table.model_calls / solver.steps)
 
