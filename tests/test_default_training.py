@@ -77,7 +77,7 @@ def test_one_training_gives_a_solver_and_sigmas_for_the_plain_sampler(
     ("changed", "parts"),
     [
         ({"minutes": 1e-4}, ["budget", "too small", "more minutes"]),
-        ({"teacher_steps": 900}, ["budget", "900 calls each", "teacher_steps"]),
+        ({"teacher_steps": 900}, ["budget", "900 calls each", "fewer teacher_steps"]),
         ({"compare_sampler": "euler_ancestral"}, ["compare_sampler", "stochastic"]),
         ({"quality": "perfect"}, ["quality is 'perfect'", "fast, normal, best"]),
         ({"minutes": -1.0}, ["minutes is -1.0", "0 (as quality says)"]),

@@ -69,7 +69,7 @@ def within(
         f"a budget of {calls} model calls is too small: the smallest training samples the teacher "
         f"{sets.noises} times with {teacher_calls} calls each and makes {once} calls in all: "
         "choose more minutes where they are set, or else a higher quality; or use fewer "
-        f"{fewer}, or a teacher of fewer steps (teacher_steps, or its sigmas)"
+        f"{fewer}, or fewer teacher_steps (or sigmas of the teacher)"
     )
 
 
